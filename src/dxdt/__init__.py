@@ -1,0 +1,8 @@
+"""Learning with differential equations: one solver core under neural ODEs, CDEs, SDEs and diffusion."""
+
+from dxdt.solve import *  # noqa: F403
+from dxdt.solve import __all__ as _solve_names
+
+__version__ = "0.1.0"
+
+__all__ = [*_solve_names, "__version__"]

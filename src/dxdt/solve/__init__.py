@@ -1,0 +1,56 @@
+"""Solving differential equations: dy = f(t, y) dt + g(t, y) dX(t)."""
+
+from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
+from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
+from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
+from dxdt.solve.gradient import Checkpointed, Direct, Gradient
+from dxdt.solve.noise import Additive, Diagonal, General, Scalar
+from dxdt.solve.progress import TextProgress
+from dxdt.solve.save import Save
+from dxdt.solve.solution import Solution, SolveError, Stats, Status
+from dxdt.solve.solve import solve
+from dxdt.solve.solver import Solver
+from dxdt.solve.stochastic import EulerMaruyama
+from dxdt.solve.tableau import Tableau
+
+__all__ = [
+    "ODE",
+    "PI",
+    "PID",
+    "RK4",
+    "SDE",
+    "Additive",
+    "Bosh3",
+    "Checkpointed",
+    "Clip",
+    "Constant",
+    "Controller",
+    "Diagonal",
+    "Direct",
+    "Dopri5",
+    "Euler",
+    "EulerMaruyama",
+    "General",
+    "Gradient",
+    "Grid",
+    "Heun",
+    "I",
+    "Ito",
+    "Midpoint",
+    "Ralston",
+    "RungeKutta",
+    "Save",
+    "Scalar",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Stats",
+    "Status",
+    "Stratonovich",
+    "Tableau",
+    "TextProgress",
+    "Tsit5",
+    "max_norm",
+    "rms",
+    "solve",
+]

@@ -1,0 +1,370 @@
+"""Controllers: accept or reject an attempted step, and choose the next.
+
+A controller is a frozen value. ``start`` gives the first step and the controller's state,
+``decide`` maps an error norm to a decision; both are written against ``ops.clock``, so that the
+same rule runs on host clocks and inside a compiled loop. Steps are signed: dt < 0 solves backwards.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.clock import Clock, Ticks
+from dxdt.ops.tree import Layout, Tree
+
+__all__ = ["PI", "PID", "Clip", "Constant", "Controller", "Decision", "Grid", "I", "Scale", "Span", "max_norm", "rms"]
+
+
+class Span(NamedTuple):
+    """What a controller may know of a solve: its clocks and the two ends, each ``(R,)``."""
+
+    clock: Clock
+    t0: Ticks
+    t1: Ticks
+
+
+class Decision(NamedTuple):
+    """What becomes of an attempted step, per row.
+
+    Attributes:
+        accept: keep it.
+        dt: signed length of the next attempt.
+        state: controller state.
+        failed: give this row up.
+    """
+
+    accept: Ticks
+    dt: Ticks
+    state: tuple[Ticks, ...]
+    failed: Ticks
+
+
+class Scale(NamedTuple):
+    """Absolute and relative tolerance and the norm of their ratio with the error."""
+
+    atol: Tensor | float
+    rtol: Tensor | float
+    norm: Callable[[Tensor], Tensor]
+
+    def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
+        """Norm of error / (atol + rtol max(|y0|, |y1|)) for each row, ``(R,)``."""
+        scale = torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+        return self.norm(error / scale)
+
+
+def rms(ratio: Tensor) -> Tensor:
+    """Root mean square over a row."""
+    return torch.linalg.vector_norm(ratio, dim=-1) / ratio.shape[-1] ** 0.5
+
+
+def max_norm(ratio: Tensor) -> Tensor:
+    """Largest magnitude in a row."""
+    return torch.linalg.vector_norm(ratio, float("inf"), dim=-1)
+
+
+class Controller(ABC):
+    """Rule for step sizes.
+
+    Class facts:
+        adaptive: whether it needs an error estimate.
+        rejects: whether it can refuse a step that did not fail.
+    """
+
+    adaptive: ClassVar[bool] = False
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the clock can be moved across discontinuities (see ``Clip``)."""
+        return False
+
+    def scale(self, layout: Layout) -> Scale | None:
+        """How errors are measured, or None where they are not."""
+        return None
+
+    @abstractmethod
+    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
+        """First step and initial state; ``dt`` is the user's or the automatic first step,
+        ``order`` the power of dt in the error estimate."""
+
+    @abstractmethod
+    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
+        """Decision on the attempt [t, t + dt] with the given error norm (1 is the tolerance)."""
+
+    def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
+        """Clock after an accepted step that ends at ``t``, and whether it crossed a jump."""
+        raise NotImplementedError
+
+
+@final
+@dataclass(frozen=True)
+class Constant(Controller):
+    """Steps of constant length |dt|, the last one shortened to end at t1.
+
+    Step n ends at t0 + n dt, computed from n, so that rounding does not accumulate.
+
+    Args:
+        dt: length of a step; by default the ``dt`` of the solve.
+    """
+
+    dt: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dt is not None and not (self.dt != 0 and np.isfinite(self.dt)):
+            raise ValueError(f"Constant(dt={self.dt}): give a finite step other than zero")
+
+    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
+        if self.dt is not None:
+            dt = span.clock.full(span.t0, abs(self.dt))
+        elif dt is None:
+            raise ValueError("Constant() has no step size: give it one, or give dt to the solve")
+        dt = span.clock.where(span.t1 < span.t0, -abs(dt), abs(dt))
+        return dt, (dt, span.clock.count(span.t0))
+
+    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
+        size, count = state
+        accept = error <= 1
+        count = count + accept
+        step = span.t0 + (count + 1) * size - span.clock.where(accept, t + dt, t)
+        return Decision(accept, step, (size, count), ~accept)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Grid(Controller):
+    """Steps between given times.
+
+    Args:
+        times: N + 1 strictly monotone times ``(N + 1,)``, or ``(N + 1, B)`` for one grid a sample.
+
+    Raises:
+        ValueError: fewer than two times, or times that are not strictly monotone.
+    """
+
+    times: Any
+
+    def __post_init__(self) -> None:
+        times = self.times.detach().cpu().numpy() if isinstance(self.times, Tensor) else self.times
+        times = np.asarray(times, dtype=np.float64)
+        if times.ndim not in (1, 2) or times.shape[0] < 2:
+            raise ValueError(f"Grid has times of shape {times.shape}: give at least two times along axis 0")
+        steps = np.diff(times, axis=0)
+        if not np.all(np.isfinite(times)) or not np.all((np.sign(steps) == np.sign(steps[:1])) & (steps != 0)):
+            raise ValueError("Grid has times that are not strictly monotone: sort them and drop repeated ones")
+        object.__setattr__(self, "times", times if times.ndim == 2 else times[:, None])
+
+    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
+        table = self._table(span)
+        return table[1] - span.t0, (span.clock.count(span.t0),)
+
+    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
+        table, (count,) = self._table(span), state
+        accept = error <= 1
+        count = count + accept
+        top = table.shape[0] - 1
+        ahead = span.clock.where(count < top, count + 1, top)
+        column = np.arange(table.shape[1]) if table.shape[1] > 1 else 0
+        end = table[ahead, column]
+        return Decision(accept, end - span.clock.where(accept, t + dt, t), (count,), ~accept)
+
+    def _table(self, span: Span) -> Ticks:
+        return span.clock.table(self.times, span.t0)
+
+
+@final
+@dataclass(frozen=True)
+class PID(Controller):
+    """Proportional-integral-derivative control of the local error.
+
+        e_n = || error / (atol + rtol max(|y_n|, |y_{n+1}|)) ||,    accept if e_n <= 1,
+        dt' = dt * clip(safety * e_n^{-(P+I+D)/k} e_{n-1}^{(P+2D)/k} e_{n-2}^{-D/k})
+
+    with k the power of dt in the estimate; the factor is clipped to [1, factor_max] after an
+    accepted step and to [factor_min, safety] after a rejected one. Values that are not finite count
+    as a large error. A row whose step falls below ``dtmin`` fails.
+
+    Args:
+        rtol, atol: tolerances: a number, or a tree with one for each leaf of y.
+        p, i, d: coefficients; (0, 1, 0) is I control.
+        safety: factor below the step that would just meet the tolerance.
+        factor_min, factor_max: limits of the change of one step.
+        dtmin: smallest step (default: the resolution of float64 at t).
+        dtmax: largest step.
+        force_dtmin: step on with ``dtmin``, whatever the error, where a smaller step is wanted.
+        norm: maps the ratio rows ``(R, n)`` to ``(R,)``; ``rms`` or ``max_norm`` or your own.
+    References:
+        G. Soederlind, "Digital filters in adaptive time-stepping", ACM TOMS 29 (2003).
+
+    Raises:
+        ValueError: tolerances that are negative or both zero, limits out of order.
+    """
+
+    rtol: Tree = 1e-4
+    atol: Tree = 1e-6
+    p: float = 0.0
+    i: float = 1.0
+    d: float = 0.0
+    safety: float = 0.9
+    factor_min: float = 0.2
+    factor_max: float = 10.0
+    dtmin: float | None = None
+    dtmax: float | None = None
+    force_dtmin: bool = False
+    norm: Callable[[Tensor], Tensor] = rms
+    order: float | None = None
+
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not (value >= 0 and np.isfinite(value)):
+                raise ValueError(f"PID({name}={value}): a tolerance is a finite number >= 0")
+        if self.rtol == 0 and self.atol == 0 and isinstance(self.rtol, (int, float)):
+            raise ValueError("PID(rtol=0, atol=0): no step can meet a zero tolerance; give one of them a positive value")
+        if not 0 < self.factor_min < 1 <= self.factor_max or not 0 < self.safety <= 1:
+            raise ValueError(
+                f"PID(safety={self.safety}, factor_min={self.factor_min}, factor_max={self.factor_max}): "
+                f"choose 0 < safety <= 1 and factor_min < 1 <= factor_max"
+            )
+        if self.dtmin is not None and self.dtmax is not None and not 0 < self.dtmin <= self.dtmax:
+            raise ValueError(f"PID(dtmin={self.dtmin}, dtmax={self.dtmax}): choose 0 < dtmin <= dtmax")
+        if self.force_dtmin and self.dtmin is None:
+            raise ValueError("PID(force_dtmin=True) has no dtmin: give the smallest step")
+
+    def scale(self, layout: Layout) -> Scale:
+        return Scale(layout.spread(self.atol, "PID.atol"), layout.spread(self.rtol, "PID.rtol"), self.norm)
+
+    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
+        if dt is None or (self.order or order) is None:
+            raise ValueError("PID needs a first step and a solver with an error estimate: give dt, or use dxdt.Tsit5()")
+        one = span.clock.full(span.t0, 1.0)
+        dt = span.clock.where(span.t1 < span.t0, -abs(dt), abs(dt))
+        return self._limit(span, dt)[0], (one, one, one * float(self.order or order or 1))
+
+    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
+        clock, (e1, e2, k) = span.clock, state
+        finite = clock.isfinite(error)
+        error = clock.maximum(clock.where(finite, error, 1e10), 1e-10)
+        accept = error <= 1
+        if self.force_dtmin and self.dtmin is not None:
+            accept = accept | (finite & (abs(dt) <= self.dtmin))
+        factor = self.safety * error ** (-(self.p + self.i + self.d) / k)
+        if self.p or self.d:
+            factor = factor * e1 ** ((self.p + 2 * self.d) / k) * e2 ** (-self.d / k)
+        low = clock.where(accept, 1.0, self.factor_min)
+        high = clock.where(accept, self.factor_max, self.safety)
+        proposal = dt * clock.minimum(clock.maximum(factor, low), high)
+        step, below = self._limit(span, proposal)
+        tiny = ~accept & (abs(step) <= 4e-16 * clock.maximum(abs(t), abs(span.t1 - span.t0)))
+        failed = ~accept & (below if not self.force_dtmin else ~finite & (abs(dt) <= abs(step))) | tiny
+        history = (clock.where(accept, error, e1), clock.where(accept, e1, e2), k)
+        return Decision(accept, step, history, failed)
+
+    def _limit(self, span: Span, dt: Ticks) -> tuple[Ticks, Ticks]:
+        """Step within [dtmin, dtmax], and whether it was below."""
+        size, clock = abs(dt), span.clock
+        below = size < (self.dtmin or 1e-300)
+        if self.dtmin is not None and self.force_dtmin:
+            size = clock.maximum(size, self.dtmin)
+        if self.dtmax is not None:
+            size = clock.minimum(size, self.dtmax)
+        return clock.where(dt < 0, -size, size), below
+
+
+def I(rtol: Tree = 1e-4, atol: Tree = 1e-6, **options: Any) -> PID:  # noqa: E743, N802
+    """Integral control, the classical rule: ``PID`` with coefficients (0, 1, 0)."""
+    return PID(rtol, atol, p=0.0, i=1.0, d=0.0, **options)
+
+
+def PI(rtol: Tree = 1e-4, atol: Tree = 1e-6, **options: Any) -> PID:  # noqa: N802
+    """Proportional-integral control for mildly stiff problems: ``PID`` with (0.4, 0.3, 0)."""
+    return PID(rtol, atol, p=0.4, i=0.3, d=0.0, **options)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Clip(Controller):
+    """A controller whose steps end at given times.
+
+    Args:
+        controller: rule for the steps between.
+        steps: times at which a step must end, such as times where the solution is wanted exactly.
+        jumps: times where the field is discontinuous: a step ends just before and the next begins
+            just after, with the solver's memory of the field renewed.
+
+    Raises:
+        ValueError: times that are not a finite vector.
+    """
+
+    controller: Controller
+    steps: Any = ()
+    jumps_at: Any = ()
+
+    def __init__(self, controller: Controller, steps: Any = (), jumps: Any = ()) -> None:
+        object.__setattr__(self, "controller", controller)
+        object.__setattr__(self, "steps", _times(steps, "Clip.steps"))
+        object.__setattr__(self, "jumps_at", _times(jumps, "Clip.jumps"))
+
+    @property
+    def adaptive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.controller.adaptive
+
+    @property
+    def jumps(self) -> bool:
+        return self.jumps_at.size > 0
+
+    def scale(self, layout: Layout) -> Scale | None:
+        return self.controller.scale(layout)
+
+    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
+        dt, state = self.controller.start(span, dt, order)
+        return self._clip(span, span.t0, dt), (dt, *state)
+
+    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
+        wanted, *inner = state
+        decision = self.controller.decide(span, error, t, dt, tuple(inner))
+        clipped = abs(dt) < abs(wanted) * (1 - 1e-9)
+        larger = span.clock.where(abs(wanted) > abs(decision.dt), wanted, decision.dt)
+        step = span.clock.where(decision.accept & clipped, larger, decision.dt)
+        end = span.clock.where(decision.accept, t + dt, t)
+        return Decision(decision.accept, self._clip(span, end, step), (step, *decision.state), decision.failed)
+
+    def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
+        jumps = span.clock.table(self.jumps_at, t)[:, None]
+        near = abs(jumps - t) <= 1.5 * self._margin(jumps)
+        crossed = near.any(0)
+        sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
+        beyond = (span.clock.where(near, jumps + sign * self._margin(jumps), 0.0)).sum(0)
+        return span.clock.where(crossed, beyond, t), crossed
+
+    def _margin(self, jumps: Ticks) -> Ticks:
+        # Two float32 ulps: a field that sees time in float32 must see the two sides of the jump.
+        return 2.4e-7 * abs(jumps) + 1e-12
+
+    def _clip(self, span: Span, t: Ticks, dt: Ticks) -> Ticks:
+        sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
+        for times, early in ((self.steps, 0.0), (self.jumps_at, 1.0)):
+            if times.size:
+                stops = span.clock.table(times, t)[:, None]
+                gap = (stops - early * sign * self._margin(stops) - t) * sign
+                gap = span.clock.where(gap > 1e-14 * (1 + abs(t)), gap, float("inf"))
+                ahead = gap.min(0) if not isinstance(gap, Tensor) else gap.amin(0)
+                dt = span.clock.where(abs(dt) >= ahead * (1 - 1e-9), sign * ahead, dt)
+        return dt
+
+
+def _times(times: Any, what: str) -> np.ndarray:
+    values = times.detach().cpu().numpy() if isinstance(times, Tensor) else times
+    values = np.asarray(values if isinstance(values, (Sequence, np.ndarray)) else list(values), dtype=np.float64)
+    if values.ndim != 1 or not np.all(np.isfinite(values)):
+        raise ValueError(f"{what} is not a vector of finite times: give a sequence of numbers")
+    return np.sort(values)
+
+

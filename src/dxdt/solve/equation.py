@@ -1,0 +1,190 @@
+"""Equations: vector fields and what drives them, and the same equation acting on rows.
+
+    ODE    dy = f(t, y) dt
+    SDE    dy = f(t, y) dt + g(t, y) dW          (Ito or Stratonovich, by the equation's calculus)
+
+A user's field sees ``t`` in the real dtype of the state (shape ``()`` jointly, ``(B,)`` per
+sample), ``y`` as the user gave it, then ``*args``. Solvers see rows: ``(R,)`` clocks, ``(R, n)``
+states (see ``ops.tree``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from torch import Tensor, nn
+
+from dxdt.ops.clock import Ticks, moments
+from dxdt.ops.tree import Layout, Tree
+from dxdt.solve.noise import Diagonal, Noise
+
+__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Rows", "Stratonovich"]
+
+Field: TypeAlias = Callable[..., Any]
+"""A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
+
+
+@dataclass(frozen=True)
+class ODE:
+    """Ordinary differential equation dy/dt = f(t, y, *args).
+
+    Args:
+        field: function or module; its value has the structure, shapes and dtypes of ``y``.
+    """
+
+    field: Field
+
+    def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The time derivative f(t, y)."""
+        return self.field(t, y, *args)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The user's callables, searched for parameters."""
+        return (self.field,)
+
+
+@final
+@dataclass(frozen=True)
+class Ito:
+    """The calculus in which g is evaluated at the start of each increment."""
+
+
+@final
+@dataclass(frozen=True)
+class Stratonovich:
+    """The calculus in which g is evaluated at the middle of each increment."""
+
+
+@dataclass(frozen=True)
+class SDE:
+    """Stochastic differential equation dy = f(t, y, *args) dt + g(t, y, *args) dW.
+
+    Args:
+        drift_field: f, a function or module with the structure of ``y``.
+        diffusion_field: g; what it returns is set by ``noise``.
+        noise: structure of g: ``Diagonal()``, ``Scalar()``, ``Additive(m)``, ``General(m)``.
+        calculus: ``Ito()`` or ``Stratonovich()``.
+    """
+
+    drift_field: Field
+    diffusion_field: Field
+    noise: Noise = Diagonal()  # noqa: RUF009
+    calculus: Ito | Stratonovich = Ito()  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "calculus"):
+            value = getattr(self, name)
+            if isinstance(value, type):
+                object.__setattr__(self, name, value())
+
+    def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The drift f(t, y)."""
+        return self.drift_field(t, y, *args)
+
+    def diffusion(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The diffusion g(t, y)."""
+        return self.diffusion_field(t, y, *args)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The user's callables, searched for parameters."""
+        return (self.drift_field, self.diffusion_field)
+
+    def noise_size(self, layout: Layout) -> int:
+        """Components of W in a row."""
+        return self.noise.size(layout)
+
+
+Equation: TypeAlias = Any
+"""Anything with ``drift(t, y, *args)`` and ``fields``; stochastic equations have more."""
+
+
+@dataclass(eq=False)
+class Meter:
+    """What a solve counts.
+
+    Attributes:
+        evaluations: calls of the drift so far.
+        checked: whether the field's value was found to have the layout of the state.
+        diffused: likewise for the diffusion.
+    """
+
+    evaluations: int = 0
+    checked: bool = False
+    diffused: bool = False
+
+
+@dataclass(eq=False)
+class Rows:
+    """An equation that acts on rows, and counts how often it was asked.
+
+    Attributes:
+        equation: the user's equation.
+        layout: how the user's state lies in rows.
+        args: extra arguments of the fields.
+        noise: the random path bound to this solve, for stochastic equations.
+        meter: counts of this solve, shared by all copies of the equation.
+    """
+
+    equation: Equation
+    layout: Layout
+    args: tuple[Any, ...] = ()
+    noise: Any = None
+    meter: Meter = field(default_factory=Meter)
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) as rows ``(R, n)``."""
+        layout, meter = self.layout, self.meter
+        meter.evaluations += 1
+        if t.dtype is not layout.time_dtype:
+            t = t.to(layout.time_dtype)
+        value = self.equation.drift(t, layout.unpack(y), *self.args)
+        if not meter.checked:
+            layout.check(value, "the field's value")
+            meter.checked = True
+        return layout.pack(value)
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        """g(t, y) as rows."""
+        layout, meter, equation = self.layout, self.meter, self.equation
+        if t.dtype is not layout.time_dtype:
+            t = t.to(layout.time_dtype)
+        value = equation.diffusion(t, layout.unpack(y), *self.args)
+        if not meter.diffused:
+            equation.noise.check(value, layout)
+            meter.diffused = True
+        return equation.noise.rows(value, layout)
+
+    def spread(self, g: Tensor, w: Tensor) -> Tensor:
+        """g dW as rows ``(R, n)``."""
+        return self.equation.noise.product(g, w)
+
+    def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
+        """Every field evaluated once at the start, to look at its graph."""
+        (time,) = moments(t, t * 0, np.zeros(1), not self.layout.per_sample, y)
+        drift = self.drift(time, y)
+        return (drift,) if self.noise is None else (drift, self.diffusion(time, y))
+
+    def increment(self, t: Ticks, dt: Ticks, index: Ticks) -> Any:
+        """What the random path does over [t, t + dt]."""
+        return self.noise.increment(t, dt, index)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Modules among the user's callables, bound methods and wrapped equations included."""
+        for f in self.equation.fields:
+            owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
+            if isinstance(owner, nn.Module):
+                yield owner
+
+    def parameters(self) -> list[Tensor]:
+        """Parameters of the modules that require a gradient, each once."""
+        seen: dict[int, Tensor] = {}
+        for module in self.modules():
+            for p in module.parameters():
+                if p.requires_grad:
+                    seen.setdefault(id(p), p)
+        return list(seen.values())

@@ -1,0 +1,59 @@
+"""Progress of a long solve."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+__all__ = ["Progress", "TextProgress", "meter"]
+
+
+class Progress(Protocol):
+    """What a progress meter must offer."""
+
+    def update(self, fraction: float) -> None:
+        """Show that this fraction of the span is done."""
+
+    def close(self) -> None:
+        """The solve has ended."""
+
+
+@dataclass
+class TextProgress:
+    """A one-line bar with percentage and time left.
+
+    Args:
+        stream: where to write (standard error by default).
+        every: seconds between two updates.
+    """
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    every: float = 0.2
+    _began: float = field(default_factory=time.monotonic)
+    _shown: float = 0.0
+    _fraction: float = 0.0
+
+    def update(self, fraction: float) -> None:
+        self._fraction = fraction
+        now = time.monotonic()
+        if now - self._shown >= self.every:
+            self._shown = now
+            self._write(now)
+
+    def close(self) -> None:
+        self._write(time.monotonic())
+        self.stream.write("\n")
+
+    def _write(self, now: float) -> None:
+        passed, done = now - self._began, self._fraction
+        left = f"{passed * (1 - done) / done:.0f} s left" if 0 < done < 1 else f"{passed:.1f} s"
+        bar = "#" * round(30 * done)
+        self.stream.write(f"\rsolving [{bar:<30}] {100 * done:5.1f} %  {left}   ")
+        self.stream.flush()
+
+
+def meter(progress: bool | Progress) -> Progress:
+    """The meter that ``progress`` asks for."""
+    return TextProgress() if isinstance(progress, bool) else progress

@@ -1,0 +1,125 @@
+"""What the observers of a loop keep: which requests lie in a step, and the values that answer them.
+
+The bookkeeping (which step, which row, where in the step) is made once, on the host; the values are
+a pure function of the step and that bookkeeping, so that a gradient can form them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.clock import Ticks, from_host
+from dxdt.solve.loop import Attempt, Carry, Plan, attach
+from dxdt.solve.save import Pairs, SaveTimes, interpolate
+
+__all__ = ["Recorder", "Request", "Served"]
+
+
+class Request(NamedTuple):
+    """What is wanted of one accepted step.
+
+    Attributes:
+        pairs: given times inside it.
+        rows: rows whose value at its end is wanted, or None.
+    """
+
+    pairs: Pairs | None
+    rows: np.ndarray | None
+
+
+class Served(NamedTuple):
+    """Answers of one step: values ``(P, n)`` and, for a dense path, coefficients ``(degree, R, n)``."""
+
+    values: Tensor | None
+    coefficients: Tensor | None
+
+
+@dataclass
+class Recorder:
+    """Requests of a solve and where their answers go.
+
+    Attributes:
+        times: requests at given times.
+        every: keep the value after every n-th accepted step; 0 for never.
+        dense: keep the path.
+        moments: the given times as a differentiable tensor ``(T, R)`` or ``(T, 1)``, or None.
+        index, row, t: for each answer its place and time, one array a step.
+        starts, lengths: clocks of the steps of the path.
+    """
+
+    times: SaveTimes | None = None
+    every: int = 0
+    dense: bool = False
+    moments: Tensor | None = None
+    index: list[np.ndarray] = field(default_factory=list)
+    row: list[np.ndarray] = field(default_factory=list)
+    t: list[np.ndarray] = field(default_factory=list)
+    starts: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def wants(self) -> bool:
+        """Whether anything but the end of the solve is asked for."""
+        return self.times is not None or self.every > 0 or self.dense
+
+    def request(self, carry: Carry, attempt: Attempt) -> Request | None:
+        """What is wanted of a step; enters its place in the books."""
+        ok = attempt.ok
+        if not ok.any():
+            return None
+        if self.dense:
+            self.starts.append(np.where(ok, attempt.at.t, carry.t))
+            self.lengths.append(np.where(ok, attempt.end - attempt.at.t, 0.0))
+        pairs = rows = None
+        if self.times is not None:
+            pairs = self.times.take(attempt.at.t, attempt.at.dt, attempt.end, ok)
+            if pairs is not None:
+                self._enter(pairs.index, pairs.row, pairs.t)
+        elif self.every:
+            rows = np.flatnonzero(ok & (carry.accepted % self.every == 0))
+            self._enter(carry.accepted[rows] // self.every - 1, rows, attempt.end[rows])
+        if pairs is None and not self.dense and (rows is None or not len(rows)):
+            return None
+        return Request(pairs, rows)
+
+    def serve(self, plan: Plan, attempt: Attempt, request: Request) -> Served:
+        """The answers of a step."""
+        at, step = attempt.at, attempt.step
+        t, dt = attach(plan, at, attempt.first, attempt.last)
+        pairs, rows = request
+        needs = self.dense or (pairs is not None and (self.moments is not None or bool((pairs.theta < 1).any())))
+        dense = plan.solver.dense(step, dt, at.y) if needs else None
+        values = None
+        if pairs is not None:
+            values = self._at_times(pairs, t, dt, at.y, step.y, dense)
+        elif rows is not None:
+            values = step.y if len(rows) == step.y.shape[0] else step.y[torch.as_tensor(rows, device=step.y.device)]
+        return Served(values, dense if self.dense else None)
+
+    def _enter(self, index: np.ndarray, row: np.ndarray, t: np.ndarray) -> None:
+        self.index.append(index)
+        self.row.append(row)
+        self.t.append(t)
+
+    def _at_times(self, pairs: Pairs, t: Ticks, dt: Ticks, y0: Tensor, y1: Tensor, dense: Tensor | None) -> Tensor:
+        if y0.shape[0] > 1:
+            row = torch.as_tensor(pairs.row, device=y0.device)
+            y0, y1 = y0[row], y1[row]
+            dense = None if dense is None else dense[:, row]
+        if self.moments is None and not isinstance(dt, Tensor):
+            return interpolate(y0, y1, dense, from_host(pairs.theta, y0))
+        return interpolate(y0, y1, dense, self._theta(pairs, t, dt, y0), exact=self.moments is None)
+
+    def _theta(self, pairs: Pairs, t: Ticks, dt: Ticks, like: Tensor) -> Tensor:
+        t, dt = (torch.as_tensor(x, device=like.device)[pairs.row] for x in (t, dt))
+        wanted = torch.as_tensor(pairs.t, device=like.device)
+        if self.moments is not None:
+            wanted = self.moments[pairs.index, pairs.row if self.moments.shape[1] > 1 else 0]
+        whole = torch.as_tensor(pairs.theta == 1, device=like.device)
+        theta = (wanted - t) / dt
+        return (theta if self.moments is not None else torch.where(whole, 1.0, theta)).to(like.dtype)

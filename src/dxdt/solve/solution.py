@@ -1,0 +1,113 @@
+"""What comes out of a solve: times, values, what happened to each sample, counts, a dense path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.tree import Tree, tree_map
+
+__all__ = ["RUNNING", "Solution", "SolveError", "Stats", "Status"]
+
+RUNNING = 0
+"""Code of a row that still steps (see ``Status.code``)."""
+
+
+class Status(Enum):
+    """How a sample ended; the value is the sentence to the user."""
+
+    SUCCESS = "reached the end of its span"
+    MAX_STEPS = "took max_steps attempted steps without reaching its end: raise max_steps, loosen the tolerances, or shorten the span"
+    NOT_FINITE = "met values that are not finite: the field overflowed or returned NaN; check it, or use a smaller step"
+    STEP_TOO_SMALL = "needed a step below the smallest allowed: the problem is stiff or singular there, or the tolerances are too tight"
+    NO_STEP = "was given a next step that does not lead towards its end: the controller is wrong"
+    EVENT = "was stopped by an event"
+
+    @property
+    def code(self) -> int:
+        """Positive integer under which the loop keeps it."""
+        return list(Status).index(self) + 1
+
+    @property
+    def ok(self) -> bool:
+        """Whether the sample ended as asked: at the end of its span or at an event."""
+        return self in (Status.SUCCESS, Status.EVENT)
+
+
+class SolveError(RuntimeError):
+    """A solve that failed; ``solution`` holds what it had reached.
+
+    Attributes:
+        solution: the partial solution, NaN where it was not reached.
+    """
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        super().__init__(message)
+        self.solution = solution
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of a solve.
+
+    Attributes:
+        steps: attempted steps, ``(B,)`` per sample, else a number.
+        accepted: accepted steps.
+        rejected: rejected steps.
+        evaluations: calls of the drift, the whole batch being one call.
+    """
+
+    steps: Any
+    accepted: Any
+    rejected: Any
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solution.
+
+    Attributes:
+        ts: times of the saved values, float64 ``(T,)``, or ``(T, B)`` per sample.
+        ys: saved values ``(T, *y.shape)`` in each leaf's dtype; NaN where a sample did not arrive.
+        status: one ``Status``, or a list with one for each sample.
+        stats: counts.
+        reached: ``(T,)`` or ``(T, B)``, whether the value was reached.
+        path: dense output as a ``Path`` (with ``Save(dense=True)``).
+        t1: time at which each sample ended, ``()`` or ``(B,)``.
+        state: final solver state (rows), for diagnostics.
+    """
+
+    ts: Tensor
+    ys: Tree
+    status: Any
+    stats: Stats
+    reached: Tensor
+    path: Any = None
+    t1: Tensor | None = None
+    event: Any = None
+
+    @property
+    def y1(self) -> Tree:
+        """The last saved value of each leaf (the end of the span, by default)."""
+        return tree_map(lambda leaf: leaf[-1], self.ys)
+
+    @property
+    def ok(self) -> Any:
+        """Whether the solve, or each sample of it, ended as asked."""
+        return self.status.ok if isinstance(self.status, Status) else torch.tensor([s.ok for s in self.status])
+
+    def __repr__(self) -> str:
+        ended = self.status if isinstance(self.status, Status) else f"{sum(s.ok for s in self.status)}/{len(self.status)} ok"
+        shapes = tree_map(lambda leaf: tuple(leaf.shape), self.ys)
+        return f"Solution(ys={shapes}, status={ended}, steps={_short(self.stats.accepted)}, evaluations={self.stats.evaluations})"
+
+
+def _short(counts: Any) -> str:
+    values = np.asarray(counts)
+    return str(int(values)) if values.ndim == 0 else f"{values.min()}..{values.max()}"

@@ -1,0 +1,324 @@
+"""The front door: check a problem, plan it, let the gradient rule run the loop, hand out the solution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.clock import HOST
+from dxdt.ops.tree import Layout, Tree, tree_map
+from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
+from dxdt.solve.dense import DensePath
+from dxdt.solve.equation import Equation, Rows
+from dxdt.solve.explicit import Tsit5
+from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
+from dxdt.solve.loop import Attempt, Carry, Ends, Plan, run
+from dxdt.solve.progress import Progress, meter
+from dxdt.solve.record import Recorder
+from dxdt.solve.save import Save, SaveTimes
+from dxdt.solve.solution import Solution, SolveError, Stats, Status
+from dxdt.solve.solver import Solver
+from dxdt.solve.span import Interval, times_of
+
+__all__ = ["solve"]
+
+_CODES = {s.code: s for s in Status}
+
+
+def solve(
+    equation: Equation,
+    y0: Tree,
+    t: Any = None,
+    *,
+    args: Any = (),
+    dt: float | Tensor | None = None,
+    solver: Solver | None = None,
+    controller: Controller | None = None,
+    save: Any = None,
+    gradient: Gradient | None = None,
+    params: Iterable[Tensor] | None = None,
+    driver: Any = None,
+    per_sample: bool = False,
+    max_steps: int = 4096,
+    throw: bool | None = None,
+    progress: bool | Progress | None = None,
+) -> Solution:
+    """Solve a differential equation from y0 over a span of time.
+
+    Args:
+        equation: ``ODE(f)``, ``SDE(f, g)``, or anything with the same methods.
+        y0: initial state: a tensor, or a tree of tensors, real or complex, of any float dtype.
+        t: the span ``(t0, t1)``; t1 < t0 solves backwards. More than two times are a grid of steps.
+            With ``per_sample`` each end may be a ``(B,)`` tensor.
+        args: extra arguments of the fields, after ``(t, y)``.
+        dt: length of a step, or of the first step where the controller is adaptive.
+        solver: one-step method (default ``Tsit5()``).
+        controller: step sizes (default ``PID()``, or ``Constant(dt)`` where only dt is given).
+        save: times at which to keep the solution, or a ``Save``; by default the end.
+        gradient: how to differentiate (default ``Direct()``).
+        params: tensors the fields depend on besides args and the parameters of modules.
+        driver: random path of a stochastic equation.
+        per_sample: axis 0 of every leaf is a batch, and each sample has its own clock, steps, save
+            times and status.
+        max_steps: attempted steps of a sample.
+        throw: raise ``SolveError`` on failure; by default jointly yes, per sample no (a warning).
+        progress: a progress bar, or an object with ``update`` and ``close``.
+
+    Returns:
+        The solution; values are time first, ``(T, *y.shape)``.
+
+    Raises:
+        TypeError, ValueError: the problem is not well posed; the message says what to change.
+        SolveError: the solve failed (see ``throw``).
+    """
+    layout = Layout.of(y0, per_sample=per_sample)
+    args = args if isinstance(args, tuple) else (args,)
+    interval = Interval.of(t, layout)
+    solver = Tsit5() if solver is None else solver
+    controller, dt_row = _controller(controller, solver, dt, interval, layout)
+    save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
+    recorder = _recorder(save, interval, layout)
+    y = layout.pack(y0)
+    _check_values(y, max_steps, equation, solver, driver)
+    rows = Rows(equation, layout, args)
+    if solver.stochastic:
+        rows.noise = _bind(driver, equation, interval, layout)
+    span = Span(HOST, interval.t0, interval.t1)
+    ends = None if interval.tensors is None else Ends(*interval.tensors)
+    parameters = tuple(rows.parameters()) + tuple(params or ())
+    inputs = Inputs(y, ends, recorder.moments, args, parameters)
+    needs_dense = recorder.dense or recorder.times is not None
+    plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, check=False)
+    loop = _loop(progress, span)
+    gradient = Direct() if gradient is None else gradient
+    outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
+    bad = ~torch.isfinite(outcome.y.detach()).all(-1)
+    if plan.scale is None and bool(bad.any()):
+        # Fixed steps are not looked at while they run: find where the bad rows failed, and stop them there.
+        rows.meter.evaluations = 0
+        recorder = _recorder(save, interval, layout)
+        plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True)
+        outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
+    return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
+
+
+def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver, driver: Any) -> None:
+    if not bool(torch.isfinite(y.detach()).all()):
+        raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: give at least 1")
+    if not hasattr(equation, "drift"):
+        raise TypeError(f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)")
+    noisy = hasattr(equation, "diffusion")
+    if noisy and not solver.stochastic:
+        raise ValueError(f"{type(solver).__name__} solves equations without noise: use dxdt.EulerMaruyama() for an SDE")
+    if solver.stochastic and not noisy:
+        raise ValueError(f"{type(solver).__name__} solves stochastic equations: use dxdt.Tsit5() for an ODE")
+    if solver.stochastic and driver is None:
+        raise ValueError("a stochastic solve has no driver: give driver=dxdt.Increments(seed=0)")
+
+
+def _bind(driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
+    size = equation.noise_size(layout)
+    return driver.bind(interval.t0, interval.t1, layout.rows, size, layout.dtype, layout.device)
+
+
+def _controller(
+    controller: Controller | None, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
+) -> tuple[Controller, np.ndarray | None]:
+    """The controller of a solve and its first step, ``(R,)`` or None for the automatic one."""
+    name = type(solver).__name__
+    size = None
+    if dt is not None:
+        size = torch.as_tensor(dt, dtype=torch.float64).detach().cpu().numpy()
+        if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
+            raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
+        size = np.broadcast_to(np.abs(size), (layout.rows,)).copy()
+    if controller is None:
+        if interval.grid is not None:
+            controller = Grid(interval.grid)
+        elif size is not None:
+            controller = Constant()
+        elif solver.error_order is None:
+            raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: give dt")
+        else:
+            controller = PID()
+    if controller.adaptive and solver.error_order is None:
+        raise ValueError(
+            f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
+            f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
+        )
+    if solver.known_grid and controller.adaptive:
+        raise ValueError(f"{name} needs known steps: give dt or a grid of times instead of {type(controller).__name__}")
+    return controller, size
+
+
+def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:
+    recorder = Recorder(every=save.every if save.steps else 0, dense=save.dense)
+    if save.times is not None:
+        times, recorder.moments = times_of(save.times, layout, "save")
+        sign = np.where(interval.t1 < interval.t0, -1.0, 1.0)
+        columns = times if times.shape[1] == layout.rows else np.broadcast_to(times, (len(times), layout.rows))
+        place = columns * sign
+        if (np.diff(place, axis=0) < 0).any():
+            raise ValueError("save has times that are not in the direction of the solve: sort them from t0 to t1")
+        low, high = interval.t0 * sign, interval.t1 * sign
+        slack = 1e-9 * (high - low)
+        if (place < low - slack).any() or (place > high + slack).any():
+            raise ValueError(
+                f"save has times outside the span from {interval.t0.min():g} to {interval.t1.max():g}: "
+                f"ask for times inside it, or solve further"
+            )
+        columns = np.clip(place, low, high) * sign
+        recorder.times = SaveTimes(columns if times.shape[1] > 1 or layout.rows > 1 and np.ptp(columns, axis=1).any() else columns[:, :1], sign)
+        recorder.times.begin(interval.t0)
+    return recorder
+
+
+def _loop(progress: bool | Progress | None, span: Span) -> Callable[..., Carry]:
+    if progress is None or progress is False:
+        return run
+    bar = meter(progress)
+    total = np.abs(span.t1 - span.t0)
+
+    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt], Any]) -> Carry:
+        def look(carry: Carry, attempt: Attempt) -> None:
+            observe(carry, attempt)
+            bar.update(float((np.abs(carry.t - span.t0) / total).min()))
+
+        try:
+            return run(plan, carry, look)
+        finally:
+            bar.close()
+
+    return watched
+
+
+def _finish(
+    outcome: Outcome,
+    recorder: Recorder,
+    save: Save,
+    layout: Layout,
+    interval: Interval,
+    args: tuple[Any, ...],
+    inputs: Inputs,
+    rows: Rows,
+    throw: bool | None,
+) -> Solution:
+    carry = outcome.carry
+    status = [_CODES[int(code)] for code in carry.status]
+    ok = np.array([s.ok for s in status])
+    parts = _Parts(layout)
+    if save.start:
+        parts.add(interval.t0[None], np.ones_like(ok)[None], inputs.y[None])
+    if recorder.times is not None or recorder.every:
+        parts.add(*_middle(outcome, recorder, layout, interval, inputs))
+    if save.end:
+        parts.add(carry.t[None], ok[None], HOST.choose(ok, outcome.y, torch.full_like(outcome.y, float("nan")))[None])
+    ts, reached, ys = parts.joined()
+    values = None if ys is None else layout.unpack(ys)
+    if save.fn is not None and values is not None:
+        values = _apply(save.fn, ts, values, args, layout)
+    path = _path(outcome, recorder, layout, interval) if save.dense else None
+    joint = not layout.per_sample
+    counts = [carry.attempts, carry.accepted, carry.attempts - carry.accepted]
+    stats = Stats(*(int(c[0]) if joint else torch.from_numpy(c.copy()) for c in counts), rows.meter.evaluations)
+    end = torch.from_numpy(carry.t.copy())
+    solution = Solution(
+        ts, values, status[0] if joint else status, stats, reached, path, end[0] if joint else end
+    )
+    _report(solution, status, layout, throw, carry)
+    return solution
+
+
+class _Parts:
+    """Saved values in the order in which a solution holds them."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.ts: list[np.ndarray] = []
+        self.reached: list[np.ndarray] = []
+        self.ys: list[Tensor] = []
+
+    def add(self, ts: np.ndarray, reached: np.ndarray, ys: Tensor) -> None:
+        self.ts.append(ts)
+        self.reached.append(reached)
+        self.ys.append(ys)
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not self.ys:
+            return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool), None
+        ts, reached = (torch.from_numpy(np.concatenate(x)).to(self.layout.device) for x in (self.ts, self.reached))
+        ys = self.ys[0] if len(self.ys) == 1 else torch.cat(self.ys)
+        if not self.layout.per_sample:
+            ts, reached = ts[:, 0], reached[:, 0]
+        return ts, reached, ys
+
+
+def _middle(
+    outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interval, inputs: Inputs
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Values at given times, or after steps: times ``(T, R)``, reached ``(T, R)``, values ``(T, R, n)``."""
+    index = np.concatenate(recorder.index) if recorder.index else np.zeros(0, dtype=np.int64)
+    row = np.concatenate(recorder.row) if recorder.row else np.zeros(0, dtype=np.int64)
+    pieces = [] if outcome.values is None else [outcome.values]
+    if recorder.times is not None:
+        times = np.broadcast_to(recorder.times.times, (len(recorder.times.times), layout.rows))
+        sign = recorder.times.sign
+        starts, owners = np.nonzero(times * sign <= interval.t0 * sign)
+        if len(starts):
+            index, row = np.concatenate([starts, index]), np.concatenate([owners, row])
+            pieces.insert(0, inputs.y[torch.as_tensor(owners, device=inputs.y.device)])
+        total = len(times)
+    else:
+        total = int(outcome.carry.accepted.max()) // recorder.every
+        times = np.full((total, layout.rows), np.nan)
+        if recorder.t:
+            times[index, row] = np.concatenate(recorder.t)
+    reached = np.zeros((total, layout.rows), dtype=bool)
+    reached[index, row] = True
+    y = inputs.y
+    values = torch.cat(pieces) if pieces else y.new_zeros(0, layout.size)
+    if layout.rows == 1 and len(index) == total and (index == np.arange(total)).all():
+        return times, reached, values[:, None]
+    empty = y.new_full((total, layout.rows, layout.size), float("nan"))
+    where = tuple(torch.as_tensor(x, device=y.device) for x in (index, row))
+    return times, reached, empty.index_put(where, values) if len(index) else empty
+
+
+def _apply(fn: Callable[..., Tree], ts: Tensor, values: Tree, args: tuple[Any, ...], layout: Layout) -> Tree:
+    kept = [fn(t.to(layout.time_dtype), tree_map(lambda leaf, i=i: leaf[i], values), *args) for i, t in enumerate(ts)]
+    return tree_map(lambda *leaves: torch.stack(leaves), *kept)
+
+
+def _path(outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interval) -> DensePath:
+    y = outcome.y
+    if outcome.coefficients is None or outcome.starts is None:
+        zero = torch.zeros(1, layout.rows, dtype=torch.float64, device=y.device)
+        start = torch.from_numpy(interval.t0)[None].to(y.device)
+        return DensePath(layout, start, zero, y[None], y.new_zeros(1, 1, layout.rows, layout.size))
+    starts, lengths = (torch.from_numpy(np.stack(x)).to(y.device) for x in (recorder.starts, recorder.lengths))
+    return DensePath(layout, starts, lengths, outcome.starts, outcome.coefficients)
+
+
+def _report(solution: Solution, status: list[Status], layout: Layout, throw: bool | None, carry: Carry) -> None:
+    failed = [i for i, s in enumerate(status) if not s.ok]
+    if not failed:
+        return
+    first = failed[0]
+    if layout.per_sample:
+        message = (
+            f"{len(failed)} of {layout.rows} samples failed; sample {first} "
+            f"{status[first].value} (at t = {carry.t[first]:g}, step {carry.attempts[first]})"
+        )
+    else:
+        message = f"the solve {status[0].value} (at t = {carry.t[0]:g}, step {carry.attempts[0]})"
+    if throw or (throw is None and not layout.per_sample):
+        raise SolveError(message, solution)
+    if throw is None:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

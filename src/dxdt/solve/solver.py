@@ -1,0 +1,79 @@
+"""One step of a method: what a solver is.
+
+A solver is a frozen value with two pure functions on rows, ``init`` and ``step``; what it claims
+about itself (orders, calculus, needs) is class data, which the front door checks against the
+equation and which the tests and the documentation tables are generated from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from dxdt.ops.clock import Ticks
+from dxdt.solve.equation import Rows
+
+__all__ = ["Solver", "State", "Step", "hermite"]
+
+State = tuple[Tensor, ...]
+"""What a solver carries from step to step: tensors whose first axis is the row."""
+
+
+class Step(NamedTuple):
+    """One attempted step.
+
+    Attributes:
+        y: proposal at t + dt, ``(R, n)``.
+        error: local error estimate, ``(R, n)``, or None.
+        state: solver state if the step is accepted.
+        data: what ``Solver.dense`` needs (stages).
+    """
+
+    y: Tensor
+    error: Tensor | None
+    state: State
+    data: tuple[Tensor, ...]
+
+
+class Solver(ABC):
+    """A one-step map (t, y) -> (t + dt, y').
+
+    Class facts:
+        order: deterministic order of convergence.
+        error_order: power of dt in the local error estimate, or None without an estimate.
+        dense_order: order of the dense output.
+        stages: evaluations of the drift in one step.
+        stochastic: whether it solves equations with noise.
+        known_grid: whether the steps must be known before the solve (methods with history).
+    """
+
+    order: ClassVar[float]
+    error_order: ClassVar[float | None] = None
+    dense_order: ClassVar[float]
+    stages: ClassVar[int]
+    stochastic: ClassVar[bool] = False
+    known_grid: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
+        """The state before the first step; ``dense`` asks for steps that can be interpolated."""
+
+    def slope(self, state: State) -> Tensor | None:
+        """f(t, y) where the state holds it: it saves the starting rule an evaluation."""
+        return None
+
+    @abstractmethod
+    def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
+        """One attempted step; ``index`` counts the accepted steps before it."""
+
+    @abstractmethod
+    def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
+        """Coefficients c of y(t + theta dt) = y + sum_j c[j] theta^(j+1), shape ``(degree, R, n)``."""
+
+
+def hermite(y0: Tensor, y1: Tensor, f0: Tensor, f1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of theta, theta^2, theta^3 of the cubic with given ends; f are slopes in theta."""
+    rise = y1 - y0
+    return f0, 3 * rise - 2 * f0 - f1, f0 + f1 - 2 * rise

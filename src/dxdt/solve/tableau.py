@@ -1,0 +1,108 @@
+"""Butcher tableaux: the coefficients of an explicit Runge-Kutta method as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+
+__all__ = ["Tableau"]
+
+Number = int | float | Fraction
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Coefficients of an explicit method with s stages.
+
+        k_i = f(t + c_i dt, y + dt sum_{j<i} a_ij k_j),   y' = y + dt sum_i b_i k_i
+
+    Args:
+        a: rows 2..s of the strictly lower triangular matrix, row i with i entries.
+        b: weights of the solution, s entries.
+        order: order of ``b``.
+        error: weights b - b_hat of the error estimate, s entries, or None. One further entry
+            weighs f(t + dt, y'), for pairs whose estimate uses the next step's first stage.
+        error_order: power of dt in the estimate (order of the lower method + 1).
+        dense: row i holds the coefficients of theta, theta^2, ... in the weight b_i(theta) of the
+            dense output, or None for cubic Hermite interpolation.
+        dense_order: order of the dense output.
+        middle: weights of y(t + dt/2), for a quartic through both ends, both slopes and the middle.
+        c: nodes; by default the row sums of ``a``.
+
+    Raises:
+        ValueError: sizes that do not fit, an inconsistent method, nodes that are not the row sums.
+    """
+
+    a: Sequence[Sequence[Number]]
+    b: Sequence[Number]
+    order: int
+    error: Sequence[Number] | None = None
+    error_order: int | None = None
+    dense: Sequence[Sequence[Number]] | None = None
+    dense_order: int = 3
+    middle: Sequence[Number] | None = None
+    c: Sequence[Number] | None = None
+
+    def __post_init__(self) -> None:
+        s = len(self.b)
+        if [len(row) for row in self.a] != list(range(1, s)):
+            raise ValueError(
+                f"Tableau.a has rows of {[len(r) for r in self.a]} entries but b has {s} weights: "
+                f"give row i (of stages 2..{s}) exactly i entries"
+            )
+        if abs(float(sum(map(float, self.b))) - 1) > 1e-10:
+            raise ValueError(f"Tableau.b sums to {sum(map(float, self.b)):.12g}: the weights of a consistent method sum to 1")
+        if self.error is not None:
+            if len(self.error) not in (s, s + 1):
+                raise ValueError(f"Tableau.error has {len(self.error)} entries: give {s}, or {s + 1} with f(t + dt, y') last")
+            if self.error_order is None:
+                raise ValueError("Tableau.error is given without error_order: give the power of dt in the estimate")
+            if abs(sum(map(float, self.error))) > 1e-8:
+                raise ValueError(f"Tableau.error sums to {sum(map(float, self.error)):.3g}: differences of weights sum to 0")
+        if self.c is not None and not np.allclose(self._c_from_rows, [float(x) for x in self.c], atol=1e-9):
+            raise ValueError("Tableau.c differs from the row sums of a: leave c out, or correct one of them")
+        if self.dense is not None and len(self.dense) not in (s, s + 1):
+            raise ValueError(f"Tableau.dense has {len(self.dense)} rows: give one for each of the {s} stages")
+
+    @cached_property
+    def _c_from_rows(self) -> list[float]:
+        return [0.0, *(float(sum(map(float, row))) for row in self.a)]
+
+    @property
+    def stages(self) -> int:
+        """Number of stages s."""
+        return len(self.b)
+
+    @cached_property
+    def fsal(self) -> bool:
+        """Whether the last stage is the first of the next step (first same as last)."""
+        last = [*self.a[-1], 0] if self.a else []
+        return len(last) == len(self.b) and all(float(x) == float(y) for x, y in zip(last, self.b, strict=True))
+
+    @cached_property
+    def nodes(self) -> np.ndarray:
+        """Nodes c of stages 2..s."""
+        return np.array([float(x) for x in (self.c or self._c_from_rows)])[1:]
+
+    @cached_property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the nonzero entries: of each row of ``a``, then of ``b``, then of ``error``."""
+        return tuple(tuple(j for j, x in enumerate(row) if float(x) != 0) for row in self._rows())
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The nonzero entries that ``rows`` names, in that order."""
+        return np.array([float(x) for row in self._rows() for x in row if float(x) != 0])
+
+    @cached_property
+    def polynomial(self) -> np.ndarray | None:
+        """Dense output weights ``(degree, stages)``."""
+        return None if self.dense is None else np.array([[float(x) for x in row] for row in self.dense]).T
+
+    def _rows(self) -> list[Sequence[Number]]:
+        solution = [] if self.fsal else [self.b]
+        return [*self.a, *solution, *([self.error] if self.error is not None else [])]
