@@ -1,4 +1,4 @@
-"""Learning with differential equations: one solver core under neural ODEs, CDEs, SDEs and diffusion."""
+"""Learning with differential equations: one solver core for neural ODEs, SDEs and diffusion."""
 
 from dxdt.solve import *  # noqa: F403
 from dxdt.solve import __all__ as _solve_names
