@@ -1,0 +1,213 @@
+"""The house rule, checked on the syntax tree: rooms import downwards only, along known edges."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "dxdt"
+LONGEST_FILE = 450
+
+# Room -> rooms it may import. Nothing else is allowed; `lab` may import all rooms, and the door of
+# the package (`dxdt/__init__.py`) re-exports from any of them.
+EDGES: dict[str, set[str]] = {
+    "ops": set(),
+    "paths": {"ops"},
+    "implicit": {"ops"},
+    "nn": {"ops"},
+    "solve": {"paths", "implicit", "ops"},
+    "models": {"solve", "nn", "paths", "implicit", "ops"},
+    "mcmc": {"solve", "ops"},
+    "diffusion": {"solve", "mcmc", "paths", "ops"},
+    "symbolic": {"models", "solve", "implicit", "ops"},
+    "rl": {"diffusion", "nn", "ops"},
+    "interop": {"diffusion", "nn"},
+    "compat": {"solve", "paths"},
+}
+EDGES["lab"] = set(EDGES)
+# The version and the helper for optional packages are not rooms and may be used from everywhere.
+OPEN_TO_ALL = {"dxdt.__version__", "dxdt.ops.optional"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: `module` is absolute, `name` is None for `import module`."""
+
+    module: str
+    name: str | None
+    line: int
+    inside: bool
+
+    @property
+    def target(self) -> str:
+        return self.module if self.name is None else f"{self.module}.{self.name}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str | None:
+    """The room of a dotted name, None for what is not in dxdt or lies at its door."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dxdt" and len(parts) > 1 else None
+
+
+def walk(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        yield child, inside
+        function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from walk(child, inside or function)
+
+
+def read_imports(text: str, module: str, is_package: bool) -> list[Import]:
+    found: list[Import] = []
+    for node, inside in walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [Import(alias.name, None, node.lineno, inside) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, node.module] if node.module else parents)
+            found += [Import(base, alias.name, node.lineno, inside) for alias in node.names]
+    return found
+
+
+@cache
+def imports_of(path: Path) -> tuple[Import, ...]:
+    return tuple(read_imports(path.read_text(), module_of(path), path.name == "__init__.py"))
+
+
+def wrong_edges(room: str | None, imports: list[Import] | tuple[Import, ...]) -> list[str]:
+    """What `room` imports from dxdt against the table; None is the door, open to all."""
+    if room is None:
+        return []
+    wrong: list[str] = []
+    for item in imports:
+        if item.module.split(".")[0] != "dxdt" or OPEN_TO_ALL & {item.module, item.target}:
+            continue
+        target = room_of(item.target)
+        if target is None or target not in EDGES:
+            wrong.append(
+                f"line {item.line}: {item.target} is no room; import from the room itself"
+            )
+        elif target != room and target not in EDGES[room]:
+            wrong.append(f"line {item.line}: {room} may not import {target} ({item.target})")
+    return wrong
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(SOURCE)) for p in FILES])
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
+    """A circle of `graph` as the list of its nodes, or None."""
+    done: set[str] = set()
+
+    def visit(node: str, trail: list[str]) -> list[str] | None:
+        if node in trail:
+            return [*trail[trail.index(node) :], node]
+        if node in done:
+            return None
+        for below in sorted(graph.get(node, ())):
+            if circle := visit(below, [*trail, node]):
+                return circle
+        done.add(node)
+        return None
+
+    return next((c for node in sorted(graph) if (c := visit(node, []))), None)
+
+
+def test_the_table_has_no_circle():
+    assert find_circle(EDGES) is None
+    assert set().union(*EDGES.values()) <= set(EDGES)
+
+
+def test_every_folder_is_a_room():
+    folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
+    assert folders <= set(EDGES), (
+        f"rooms without edges in the table: {sorted(folders - set(EDGES))}"
+    )
+
+
+@each_file
+def test_imports_follow_the_edges(path: Path):
+    wrong = wrong_edges(room_of(module_of(path)), imports_of(path))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_form_no_circle():
+    modules = {module_of(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets: set[str] = set()
+        for item in imports_of(path):
+            # `from package import module` depends on the module, not on what else the door opens.
+            target = item.target if item.target in modules else item.module
+            if target in modules and target != module:
+                targets.add(target)
+        graph[module] = targets
+    circle = find_circle(graph)
+    assert circle is None, " -> ".join(circle or [])
+
+
+@each_file
+def test_no_import_inside_a_function(path: Path):
+    inside = [f"line {item.line}: {item.target}" for item in imports_of(path) if item.inside]
+    assert not inside, (
+        f"move to the top, or use dxdt.ops.optional.require for an optional package: {inside}"
+    )
+
+
+@each_file
+def test_no_private_name_crosses_rooms(path: Path):
+    room = room_of(module_of(path))
+    private = [
+        f"line {item.line}: {item.target}"
+        for item in imports_of(path)
+        if item.module.split(".")[0] == "dxdt" and room_of(item.target) != room
+        if any(p.startswith("_") and not p.endswith("__") for p in item.target.split("."))
+    ]
+    assert not private, f"private names of another room: {private}"
+
+
+@each_file
+def test_files_stay_short(path: Path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST_FILE, f"{lines} lines; a file this long wants two nouns"
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "bad"),
+    [
+        ("dxdt.solve.loop", "from dxdt.diffusion import reverse", True),
+        ("dxdt.solve.loop", "from ..diffusion.reverse import reverse", True),
+        ("dxdt.solve.loop", "from .. import diffusion", True),
+        ("dxdt.solve.loop", "from dxdt import ODE", True),
+        ("dxdt.solve.loop", "import dxdt.models.flow", True),
+        ("dxdt.solve.loop", "import dxdt", True),
+        ("dxdt.solve.loop", "if True:\n    from dxdt import models", True),
+        ("dxdt.solve.loop", "from . import solver\nfrom ..ops.tree import flatten", False),
+        ("dxdt.compat.torchsde", "from dxdt.ops.optional import require", False),
+        ("dxdt.lab.cli", "from dxdt import __version__, diffusion", False),
+    ],
+)
+def test_the_edge_rule_itself(module: str, text: str, bad: bool):
+    imports = read_imports(text, module, is_package=False)
+    assert bool(wrong_edges(room_of(module), imports)) is bad
+
+
+def test_the_circle_finder_itself():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
+    assert find_circle({"a": {"b", "c"}, "b": {"c"}}) is None
+
+
+def test_imports_in_functions_are_seen():
+    text = "def f():\n    if f:\n        import torch\nclass C:\n    import numpy\n"
+    assert [item.inside for item in read_imports(text, "dxdt.x", False)] == [True, False]
