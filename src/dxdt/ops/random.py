@@ -1,10 +1,13 @@
 """Counter-based random numbers: a draw is a pure function of (seed, row, node, component).
 
-The generator is Philox-4x32-10 written in int64 tensor operations, so the integers are the same eager,
-compiled and on every device, whatever the batch. One block gives four words, components 4b .. 4b + 3.
-Normals come from pairs of words by the polar identity of Box and Muller. Logarithm and sine are polynomials
-over correctly rounded operations: library functions differ between vector widths and between executors,
-these do not, so normals too are bitwise equal for every size and on every CPU executor.
+The generator is Philox-4x32-10 written in int64 operations, so the integers are the same eager, compiled and on
+every device, whatever the batch. One block gives four words, components 4b .. 4b + 3. Normals come from pairs of
+words by the polar identity of Box and Muller. Logarithm and sine are polynomials over correctly rounded
+operations: library functions differ between vector widths and between executors, these do not, so normals too
+are bitwise equal for every size and for every executor on the CPU.
+
+Arrays may be numpy arrays or tensors, and the answer is of the same kind. Small eager draws on the CPU run in
+numpy, where an operation costs a quarter of a tensor dispatch.
 
 Not covered: cryptography; a tail beyond 6.7 standard deviations (words have 32 bits).
 
@@ -15,14 +18,19 @@ https://doi.org/10.1145/2063384.2063405; Box, Muller, "A note on the generation 
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-Integer: TypeAlias = int | Int[Tensor, "*#shape"]
-Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+__all__ = ["Integers", "bits", "key", "normal", "normals", "philox", "rademacher", "seed_tensor", "uniform"]
+
+Integers: TypeAlias = Any
+"""An int, or an int64 numpy array or tensor."""
+_Array: TypeAlias = Any
+_Words: TypeAlias = tuple[_Array, _Array, _Array, _Array]
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
@@ -53,24 +61,25 @@ _SINE = (
 )
 _SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
 _TWO_LOG_TWO = 2 * math.log(2)
+_BLOCKS_IN_CACHE = 8192
 
 
-def key(seed: Integer) -> tuple[Integer, Integer]:
+def key(seed: Integers) -> tuple[Integers, Integers]:
     """Split a seed into the two 32-bit key words; a Python int counts modulo 2**64."""
     return seed & _MASK, (seed >> 32) & _MASK
 
 
-def seed_tensor(seed: int, device: torch.device | None = None) -> Int[Tensor, ""]:
+def seed_tensor(seed: int, device: torch.device | str | None = None) -> Tensor:
     """Hold a seed in a 0-d int64 tensor, so that compiled code does not recompile for a new one."""
     low = seed & 0xFFFFFFFFFFFFFFFF
     return torch.tensor(low - (1 << 64) if low >> 63 else low, dtype=torch.int64, device=device)
 
 
-def philox(counter: tuple[Integer, Integer, Integer, Integer], keys: tuple[Integer, Integer]) -> Words:
+def philox(counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[Integers, Integers]) -> _Words:
     """Encrypt a counter of four 32-bit words under two key words: Philox-4x32-10.
 
     One round: (c0, c1, c2, c3) <- (hi(B c2) ^ c1 ^ k0, lo(B c2), hi(A c0) ^ c3 ^ k1, lo(A c0)), then the keys
-    grow by the Weyl constants. Arguments broadcast; only their low 32 bits count; at least c0 or c2 is a tensor.
+    grow by the Weyl constants. Arguments broadcast; only their low 32 bits count.
     """
     # Masking also keeps the compiler from folding `arange * multiplier` into its index arithmetic, which
     # overflows 32 bits in vectorised code (torch 2.13).
@@ -80,110 +89,167 @@ def philox(counter: tuple[Integer, Integer, Integer, Integer], keys: tuple[Integ
         p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0, c1, c2, c3 = ((p1 >> 32) + c2) ^ (c1 ^ k0), p1 & _MASK, ((p0 >> 32) + c0) ^ (c3 ^ k1), p0 & _MASK
         k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    return c0, c1, c2, c3  # type: ignore[return-value]
+    return c0, c1, c2, c3
 
 
-def _block(seed: Integer, row: Integer, node: Integer, block: Integer) -> Words:
-    if not any(isinstance(c, Tensor) for c in (row, node, block)):
-        block = torch.tensor(block)
-    return philox((block, row, node, node >> 32), key(seed))
+def _real(x: _Array) -> _Array:
+    return x.to(torch.float64) if isinstance(x, Tensor) else np.asarray(x, np.float64)
 
 
-def _run(seed: Integer, row: Integer, node: Integer, size: int, device: torch.device | None) -> Words:
-    """Blocks 0 .. ceil(size / 4) - 1 along a new last axis."""
-    row, node = (c.unsqueeze(-1) if isinstance(c, Tensor) else c for c in (row, node))
-    if device is None:
-        device = next((c.device for c in (row, node) if isinstance(c, Tensor)), None)
-    return _block(seed, row, node, torch.arange((size + 3) // 4, device=device))
+def _cast_bits(x: _Array, real: bool) -> _Array:
+    if isinstance(x, Tensor):
+        return x.view(torch.float64 if real else torch.int64)
+    return x.view(np.float64 if real else np.int64)
 
 
-def _horner(z: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+def _root(x: _Array) -> _Array:
+    """sqrt(x) for x > 0: `torch.sqrt` on the CPU is not correctly rounded and differs from compiled code."""
+    return x * (torch.rsqrt(x) if isinstance(x, Tensor) else 1.0 / np.sqrt(x))
+
+
+def _horner(z: _Array, coefficients: tuple[float, ...]) -> _Array:
     result = z * coefficients[-1] + coefficients[-2]
     for c in coefficients[-3::-1]:
         result = result * z + c
     return result
 
 
-def _two_log(w: Tensor) -> Tensor:
+def _minus_two_log(w: _Array) -> _Array:
     """-2 log((w + 1/2) / 2**32) in float64, from the exponent and the mantissa."""
-    bits = (w + 0.5 if w.dtype == torch.float64 else w.to(torch.float64) + 0.5).view(torch.int64)
-    exponent = (bits - _SQRT_HALF_BITS) >> 52
-    m = (bits - (exponent << 52)).view(torch.float64)
+    pattern = _cast_bits(_real(w) + 0.5, real=False)
+    exponent = (pattern - _SQRT_HALF_BITS) >> 52
+    m = _cast_bits(pattern - (exponent << 52), real=True)
     s = (m - 1.0) / (m + 1.0)
-    return (32 - exponent).to(torch.float64) * _TWO_LOG_TWO - s * _horner(s * s, _LOG)
+    return _real(32 - exponent) * _TWO_LOG_TWO - s * _horner(s * s, _LOG)
 
 
-def _root(x: Tensor) -> Tensor:
-    """sqrt(x) for x > 0: `torch.sqrt` on the CPU is not correctly rounded and differs from compiled code."""
-    return x * torch.rsqrt(x)
-
-
-def _pair(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(w0: _Array, w1: _Array) -> tuple[_Array, _Array]:
     """Two independent float64 normals r (cos a, sin a): a in (-pi/2, pi/2) from the word w1, whose low bit signs r."""
-    r = _root(_two_log(w0)) * (1 - 2 * (w1 & 1)).to(torch.float64)
-    q = w1.to(torch.float64) * 2.0**-31 - 1.0
+    r = _root(_minus_two_log(w0)) * _real(1 - 2 * (w1 & 1))
+    q = _real(w1) * 2.0**-31 - 1.0
     half = q * _horner(q * q, _SINE)
     square = half * half
     return r * (1.0 - 2.0 * square), r * (2.0 * half * _root(1.0 - square))
 
 
-def bits(seed: Integer, row: Integer, node: Integer, component: Integer) -> Int[Tensor, "*shape"]:
-    """Draw uniform 32-bit words, as int64 in [0, 2**32), of the broadcast shape of the arguments."""
-    w0, w1, w2, w3 = _block(seed, row, node, component >> 2)
-    lane = component & 3
+def _block(seed: Integers, row: Integers, node: Integers, block: Integers) -> _Words:
+    return philox((block, row, node, node >> 32), key(seed))
+
+
+def _on_host(*arguments: Integers) -> bool:
+    """Whether eager numpy serves: no tensor is traced or lives beside an accelerator."""
+    return not torch.compiler.is_compiling() and all(
+        a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)
+    )
+
+
+def _pointwise(draw: Callable[[_Words, Integers], _Array], arguments: tuple[Integers, ...]) -> _Array:
+    """Apply `draw` to the words of the blocks that hold the asked components."""
+    wants_numpy = any(isinstance(a, np.ndarray) for a in arguments)
+    if _on_host(*arguments):
+        arguments = tuple(a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in _signed(arguments))
+    seed, row, node, component = arguments
+    result = draw(_block(seed, row, node, component >> 2), component & 3)
+    return result if wants_numpy or isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
+
+
+def _signed(arguments: tuple[Integers, ...]) -> tuple[Integers, ...]:
+    """Python ints brought into the range of int64, modulo 2**64."""
+    return tuple(((a + (1 << 63)) % (1 << 64)) - (1 << 63) if isinstance(a, int) else a for a in arguments)
+
+
+def _where(condition: _Array, a: _Array, b: _Array) -> _Array:
+    return torch.where(condition, a, b) if isinstance(condition, Tensor) else np.where(condition, a, b)
+
+
+def _word(words: _Words, lane: Integers) -> _Array:
+    w0, w1, w2, w3 = words
     if isinstance(lane, int):
-        return (w0, w1, w2, w3)[lane]
-    return torch.where(lane < 2, torch.where(lane == 0, w0, w1), torch.where(lane == 2, w2, w3))
+        return words[lane]
+    return _where(lane < 2, _where(lane == 0, w0, w1), _where(lane == 2, w2, w3))
+
+
+def _normal(words: _Words, lane: Integers) -> _Array:
+    w0, w1, w2, w3 = words
+    if isinstance(lane, int):
+        return _pair(*((w2, w3) if lane & 2 else (w0, w1)))[lane & 1]
+    z0, z1 = _pair(_where(lane > 1, w2, w0), _where(lane > 1, w3, w1))
+    return _where((lane & 1) > 0, z1, z0)
+
+
+def _cast(x: _Array, dtype: torch.dtype) -> _Array:
+    if isinstance(x, Tensor):
+        return x.to(dtype)
+    return x if dtype == torch.float64 else x.astype(np.float32)
+
+
+def bits(seed: Integers, row: Integers, node: Integers, component: Integers) -> _Array:
+    """Draw uniform 32-bit words, as int64 in [0, 2**32), of the broadcast shape of the arguments."""
+    return _pointwise(_word, (seed, row, node, component))
 
 
 def normal(
-    seed: Integer, row: Integer, node: Integer, component: Integer, *, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
+    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+) -> _Array:
     """Draw standard normals of the broadcast shape of the arguments.
 
     float32 values are the float64 ones rounded. Runs of components cost a quarter through `normals`.
     """
-    w0, w1, w2, w3 = _block(seed, row, node, component >> 2)
-    if isinstance(component, int):
-        return _pair(*((w2, w3) if component & 2 else (w0, w1)))[component & 1].to(dtype)
-    upper = (component & 2) > 0
-    z0, z1 = _pair(torch.where(upper, w2, w0), torch.where(upper, w3, w1))
-    return torch.where((component & 1) > 0, z1, z0).to(dtype)
-
-
-def normals(
-    seed: Integer,
-    row: Integer,
-    node: Integer,
-    size: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
-) -> Float[Tensor, "*shape {size}"]:
-    """Draw the standard normals of components 0 .. size - 1 along a new last axis; all four words are used."""
-    w0, w1, w2, w3 = _run(seed, row, node, size, device)
-    if torch.compiler.is_compiling():
-        z = torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1)
-    else:
-        z = torch.stack(_pair(torch.stack((w0, w2), -1), torch.stack((w1, w3), -1)), -1).flatten(-2)
-    return z.flatten(-2)[..., :size].to(dtype)
+    return _cast(_pointwise(_normal, (seed, row, node, component)), dtype)
 
 
 def uniform(
-    seed: Integer, row: Integer, node: Integer, component: Integer, *, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
+    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+) -> _Array:
     """Draw uniforms on the open interval (0, 1), of the broadcast shape of the arguments.
 
     The midpoint of one of 2**32 cells in float64, of 2**23 in float32, where both ends stay out of reach.
     """
     w = bits(seed, row, node, component)
     if dtype == torch.float64:
-        return (w.to(dtype) + 0.5) * 2.0**-32
-    return (((w >> 9).to(torch.float32) + 0.5) * 2.0**-23).to(dtype)
+        return (_real(w) + 0.5) * 2.0**-32
+    return _cast((_real(w >> 9) + 0.5) * 2.0**-23, dtype)
 
 
 def rademacher(
-    seed: Integer, row: Integer, node: Integer, component: Integer, *, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "*shape"]:
+    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+) -> _Array:
     """Draw signs -1 or +1 with equal probability, of the broadcast shape of the arguments."""
-    return ((bits(seed, row, node, component) >> 31) * 2 - 1).to(dtype)
+    return _cast(_real((bits(seed, row, node, component) >> 31) * 2 - 1), dtype)
+
+
+def normals(
+    seed: Integers, row: Integers, node: Integers, size: int, *, dtype: torch.dtype = torch.float32
+) -> _Array:
+    """Draw the standard normals of components 0 .. size - 1 along a new last axis; all four words are used.
+
+    Shapes: row and node broadcast to S, at least one of them being an array; the answer is (*S, size).
+    """
+    count = (size + 3) // 4
+    if _on_host(seed, row, node):
+        wants_numpy = not any(isinstance(a, Tensor) for a in (row, node))
+        host = (a.numpy() if isinstance(a, Tensor) else a for a in _signed((seed, row, node)))
+        z = _cast(_host_normals(*host, count)[..., :size], dtype)
+        return z if wants_numpy else torch.from_numpy(np.ascontiguousarray(z))
+    row, node = (a.unsqueeze(-1) if isinstance(a, Tensor) else a for a in (row, node))
+    device = row.device if isinstance(row, Tensor) else node.device
+    w0, w1, w2, w3 = _block(seed, row, node, torch.arange(count, device=device))
+    return torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1).flatten(-2)[..., :size].to(dtype)
+
+
+def _host_normals(seed: Integers, row: Integers, node: Integers, count: int) -> np.ndarray:
+    """Normals of `count` blocks for each counter, in pieces that stay in the cache."""
+    row, node = np.broadcast_arrays(row, node)
+    shape = row.shape
+    row, node = row.reshape(-1, 1), node.reshape(-1, 1)
+    block = np.arange(count)
+    out = np.empty((row.shape[0], count, 4))
+    height = max(1, _BLOCKS_IN_CACHE // max(count, 1))
+    for i in range(0, row.shape[0], height):
+        for j in range(0, count, _BLOCKS_IN_CACHE):
+            rows, columns = slice(i, i + height), slice(j, j + _BLOCKS_IN_CACHE)
+            w0, w1, w2, w3 = _block(seed, row[rows], node[rows], block[columns])
+            piece = out[rows, columns]
+            piece[..., 0], piece[..., 1] = _pair(w0, w1)
+            piece[..., 2], piece[..., 3] = _pair(w2, w3)
+    return out.reshape(*shape, 4 * count)
