@@ -1,20 +1,22 @@
 """Where the clocks of a solve live: on the host (eager loop) or beside the data (compiled loop).
 
 A clock is a float64 or boolean vector with one entry per row of the state. Every rule that moves
-clocks (controllers, the loop) is written once against the few functions below, which exist for
-numpy arrays and for tensors alike. The eager loop keeps its clocks on the host: scalar arithmetic
-costs nothing beside a tensor dispatch, and the one transfer per step is the error norm.
+clocks (controllers, the loop) is written once against the few functions below, which exist three
+times: for numpy scalars (a joint solve, one clock), for numpy arrays (a clock per sample), and for
+tensors (a compiled loop). The eager loop keeps its clocks on the host: scalar arithmetic costs
+nothing beside a tensor dispatch, and the one transfer per step is the error norm.
 """
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DEVICE", "HOST", "Clock", "Ticks", "factors", "from_host", "moments", "to_host"]
+__all__ = ["DEVICE", "HOST", "SINGLE", "Clock", "Ticks", "factors", "from_host", "moments", "scaled_sum", "to_host"]
 
 Ticks: TypeAlias = Any
 """A clock vector: a numpy array on the host, a tensor in a compiled loop."""
@@ -30,7 +32,8 @@ class Clock(Protocol):
     def maximum(self, a: Ticks, b: Ticks) -> Ticks: ...
     def isfinite(self, a: Ticks) -> Ticks: ...
     def full(self, like: Ticks, value: float) -> Ticks: ...
-    def table(self, values: np.ndarray, like: Ticks) -> Ticks: ...
+    def column(self, values: np.ndarray, like: Ticks) -> Ticks: ...
+    def table(self, values: np.ndarray, index: Ticks) -> Ticks: ...
     def count(self, like: Ticks) -> Ticks: ...
     def read(self, values: Tensor) -> Ticks: ...
     def choose(self, mask: Ticks, new: Tensor, old: Tensor) -> Tensor: ...
@@ -42,21 +45,67 @@ def to_host(values: Tensor) -> np.ndarray:
     Raises:
         RuntimeError: the tensor is mapped by ``torch.vmap``, so that it has no single value.
     """
-    values = values.detach()
     functorch = torch._C._functorch
+    if not functorch.is_functorch_wrapped_tensor(values):
+        return values.detach().cpu().numpy().astype(np.float64)
     while functorch.is_functorch_wrapped_tensor(values):
         if functorch.is_batchedtensor(values):
             raise RuntimeError(
                 "an adaptive solve inside torch.vmap has no single step size: "
                 "map with dxdt.solve(..., per_sample=True) instead"
             )
-        values = functorch.get_unwrapped(values).detach()
-    return values.to("cpu", torch.float64).numpy()
+        values = functorch.get_unwrapped(values)
+    with torch._C._DisableFuncTorch():
+        return values.detach().cpu().numpy().astype(np.float64)
 
 
 def from_host(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and device of ``like``."""
     return torch.from_numpy(values.astype(_NUMPY[like.dtype])).to(like.device)
+
+
+class _Single:
+    """One clock as numpy scalars: a tenth of the cost of arrays of one element."""
+
+    @staticmethod
+    def where(mask: Ticks, a: Ticks, b: Ticks) -> Ticks:
+        return a if mask else b
+
+    @staticmethod
+    def minimum(a: Ticks, b: Ticks) -> Ticks:
+        return a if a < b else b
+
+    @staticmethod
+    def maximum(a: Ticks, b: Ticks) -> Ticks:
+        return a if a > b else b
+
+    @staticmethod
+    def isfinite(a: Ticks) -> Ticks:
+        return np.bool_(isfinite(a))
+
+    @staticmethod
+    def full(like: Ticks, value: float) -> Ticks:
+        return np.float64(value)
+
+    @staticmethod
+    def column(values: np.ndarray, like: Ticks) -> Ticks:
+        return values
+
+    @staticmethod
+    def table(values: np.ndarray, index: Ticks) -> Ticks:
+        return values[index, 0]
+
+    @staticmethod
+    def count(like: Ticks) -> Ticks:
+        return np.int64(0)
+
+    @staticmethod
+    def read(values: Tensor) -> Ticks:
+        return np.float64(values.item())
+
+    @staticmethod
+    def choose(mask: Ticks, new: Tensor, old: Tensor) -> Tensor:
+        return new if mask else old
 
 
 class _Host:
@@ -83,8 +132,12 @@ class _Host:
         return np.full(like.shape, value)
 
     @staticmethod
-    def table(values: np.ndarray, like: Ticks) -> Ticks:
-        return values
+    def column(values: np.ndarray, like: Ticks) -> Ticks:
+        return values[:, None]
+
+    @staticmethod
+    def table(values: np.ndarray, index: Ticks) -> Ticks:
+        return values[index, np.arange(len(index)) if values.shape[1] > 1 else 0]
 
     @staticmethod
     def count(like: Ticks) -> Ticks:
@@ -110,6 +163,8 @@ class _Device:
 
     @staticmethod
     def where(mask: Ticks, a: Ticks, b: Ticks) -> Ticks:
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+            a = torch.full(mask.shape, a, dtype=torch.float64, device=mask.device)
         return torch.where(mask, a, b)
 
     @staticmethod
@@ -133,8 +188,13 @@ class _Device:
         return torch.full_like(like, value, dtype=torch.float64)
 
     @staticmethod
-    def table(values: np.ndarray, like: Ticks) -> Ticks:
-        return torch.as_tensor(values, device=like.device)
+    def column(values: np.ndarray, like: Ticks) -> Ticks:
+        return torch.as_tensor(values, device=like.device)[:, None]
+
+    @staticmethod
+    def table(values: np.ndarray, index: Ticks) -> Ticks:
+        rows = torch.as_tensor(values, device=index.device).expand(-1, index.shape[0])
+        return rows.gather(0, index.unsqueeze(0)).squeeze(0)
 
     @staticmethod
     def count(like: Ticks) -> Ticks:
@@ -149,21 +209,31 @@ class _Device:
         return torch.where(mask.reshape(mask.shape + (1,) * (new.ndim - 1)), new, old)
 
 
+SINGLE: Clock = _Single()
 HOST: Clock = _Host()
 DEVICE: Clock = _Device()
 
 
-def factors(table: np.ndarray, dt: Ticks, like: Tensor) -> tuple[Tensor, ...]:
-    """The products ``table[i] * dt`` as factors of rows: one ``(R, 1)`` tensor per entry.
+def factors(table: np.ndarray, dt: Ticks, like: Tensor) -> tuple[Tensor, ...] | list[float]:
+    """The products ``table[i] * dt`` as factors of rows: a number each for one clock on the host,
+    else an ``(R, 1)`` tensor each.
 
-    Formed in float64 and cast once to the dtype of ``like``, so that a product of step and
-    coefficient is rounded once.
+    Formed in float64 and rounded once to the dtype of ``like``.
     """
     if isinstance(dt, Tensor):
         scaled = torch.as_tensor(table, dtype=dt.dtype, device=dt.device)[:, None] * dt
         return scaled.to(like.dtype).unsqueeze(-1).unbind(0)
+    if dt.ndim == 0:
+        return (table * dt).tolist()
     scaled = (table[:, None] * dt).astype(_NUMPY[like.dtype])[..., None]
     return torch.from_numpy(scaled).to(like.device).unbind(0)
+
+
+def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
+    """y + factor * k, in one operation."""
+    if y is None:
+        return k * factor
+    return torch.add(y, k, alpha=factor) if isinstance(factor, float) else torch.addcmul(y, factor, k)
 
 
 def moments(t: Ticks, dt: Ticks, nodes: np.ndarray, joint: bool, like: Tensor) -> tuple[Tensor, ...]:
@@ -172,5 +242,6 @@ def moments(t: Ticks, dt: Ticks, nodes: np.ndarray, joint: bool, like: Tensor) -
         c = torch.as_tensor(nodes, dtype=dt.dtype, device=dt.device)
         times = (t + c[:, None] * dt).to(like.dtype)
         return (times.squeeze(-1) if joint else times).unbind(0)
-    times = (t + nodes[:, None] * dt).astype(_NUMPY[like.dtype])
-    return torch.from_numpy(times[:, 0].copy() if joint else times).to(like.device).unbind(0)
+    times = (t + (nodes if dt.ndim == 0 else nodes[:, None]) * dt).astype(_NUMPY[like.dtype])
+    times = torch.from_numpy(times)
+    return (times if like.device.type == "cpu" else times.to(like.device)).unbind(0)

@@ -81,6 +81,18 @@ class Layout:
         """Whether the state is one real tensor that rows can alias."""
         return len(self.shapes) == 1 and self.dtypes[0] == self.dtype
 
+    @cached_property
+    def _whole(self) -> tuple[int, ...]:
+        return self.full_shape(0)
+
+    @cached_property
+    def _aliased(self) -> bool:
+        return self.single and self._whole == (self.rows, self.size)
+
+    @cached_property
+    def _bare(self) -> bool:
+        return self.spec.is_leaf()
+
     def full_shape(self, i: int) -> tuple[int, ...]:
         """Shape of leaf ``i`` as the user gave it."""
         return (self.rows, *self.shapes[i]) if self.per_sample else self.shapes[i]
@@ -91,7 +103,7 @@ class Layout:
             leaf = tree if isinstance(tree, Tensor) else leaves(tree)[0]
             if leaf.dtype is not self.dtype:
                 leaf = leaf.to(self.dtype)
-            return leaf if self.per_sample and leaf.dim() == 2 else leaf.reshape(self.rows, self.size)
+            return leaf if self._aliased else leaf.reshape(self.rows, self.size)
         parts = []
         for x, dtype in zip(leaves(tree), self.dtypes, strict=True):
             x = torch.view_as_real(x.to(dtype)) if dtype.is_complex else x
@@ -100,11 +112,13 @@ class Layout:
 
     def unpack(self, rows: Tensor) -> Tree:
         """The tree that lies in rows ``(*lead, R, n)``; leading axes stay in front of each leaf."""
-        lead = rows.shape[:-2]
         if self.single:
-            shape = (*lead, *self.full_shape(0))
-            leaf = rows if rows.shape == shape else rows.reshape(shape)
-            return leaf if self.spec.is_leaf() else self.spec.unflatten([leaf])
+            if rows.dim() > 2:
+                leaf = rows.reshape(*rows.shape[:-2], *self._whole)
+            else:
+                leaf = rows if self._aliased else rows.reshape(self._whole)
+            return leaf if self._bare else self.spec.unflatten([leaf])
+        lead = rows.shape[:-2]
         out, start = [], 0
         for i, dtype in enumerate(self.dtypes):
             shape = self.full_shape(i)

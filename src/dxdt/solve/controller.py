@@ -160,21 +160,16 @@ class Grid(Controller):
         object.__setattr__(self, "times", times if times.ndim == 2 else times[:, None])
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
-        table = self._table(span)
-        return table[1] - span.t0, (span.clock.count(span.t0),)
+        count = span.clock.count(span.t0)
+        return span.clock.table(self.times, count + 1) - span.t0, (count,)
 
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
-        table, (count,) = self._table(span), state
+        (count,) = state
         accept = error <= 1
         count = count + accept
-        top = table.shape[0] - 1
-        ahead = span.clock.where(count < top, count + 1, top)
-        column = np.arange(table.shape[1]) if table.shape[1] > 1 else 0
-        end = table[ahead, column]
+        ahead = count + (count < self.times.shape[0] - 1)
+        end = span.clock.table(self.times, ahead)
         return Decision(accept, end - span.clock.where(accept, t + dt, t), (count,), ~accept)
-
-    def _table(self, span: Span) -> Ticks:
-        return span.clock.table(self.times, span.t0)
 
 
 @final
@@ -337,7 +332,7 @@ class Clip(Controller):
         return Decision(decision.accept, self._clip(span, end, step), (step, *decision.state), decision.failed)
 
     def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
-        jumps = span.clock.table(self.jumps_at, t)[:, None]
+        jumps = span.clock.column(self.jumps_at, t)
         near = abs(jumps - t) <= 1.5 * self._margin(jumps)
         crossed = near.any(0)
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
@@ -352,7 +347,7 @@ class Clip(Controller):
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
         for times, early in ((self.steps, 0.0), (self.jumps_at, 1.0)):
             if times.size:
-                stops = span.clock.table(times, t)[:, None]
+                stops = span.clock.column(times, t)
                 gap = (stops - early * sign * self._margin(stops) - t) * sign
                 gap = span.clock.where(gap > 1e-14 * (1 + abs(t)), gap, float("inf"))
                 ahead = gap.min(0) if not isinstance(gap, Tensor) else gap.amin(0)

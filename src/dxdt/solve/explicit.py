@@ -9,15 +9,16 @@ step; the others do so only where the solve needs dense output.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction as F
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments
+from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step, hermite
 from dxdt.solve.tableau import Tableau
@@ -54,22 +55,24 @@ class RungeKutta(Solver):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         tableau = self.tableau
         joint = not eq.layout.per_sample
-        steps = iter(factors(tableau.values, dt, y))
+        steps = factors(tableau.values, dt, y)
         nodes = tableau.nodes if tableau.fsal or not state else np.append(tableau.nodes, 1.0)
         times = moments(t, dt, nodes, joint, y)
         stages = list(state) if state else [eq.drift(*moments(t, dt, _START, joint, y), y)]
-        z = y
+        z, used = y, 0
         for row, time in zip(tableau.rows, times[: tableau.stages - 1], strict=False):
-            z = _combine(y, row, steps, stages)
+            z = _combine(y, row, steps[used:], stages)
+            used += len(row)
             stages.append(eq.drift(time, z))
         if not tableau.fsal:
-            z = _combine(y, tableau.rows[tableau.stages - 1], steps, stages)
+            row = tableau.rows[tableau.stages - 1]
+            z = _combine(y, row, steps[used:], stages)
+            used += len(row)
             if state:
                 stages.append(eq.drift(times[-1], z))
         error = None
         if tableau.error is not None:
-            with torch.no_grad():
-                error = _combine(None, tableau.rows[-1], steps, stages)
+            error = _combine(None, tableau.rows[-1], steps[used:], detached(stages))
         return Step(z, error, (stages[-1],) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
@@ -88,18 +91,22 @@ def _estimate_uses_end(tableau: Tableau) -> bool:
     return tableau.error is not None and len(tableau.error) > tableau.stages
 
 
-def _combine(y: Tensor | None, row: tuple[int, ...], steps: object, stages: list[Tensor]) -> Tensor:
+def detached(stages: list[Tensor]) -> list[Tensor]:
+    """Stages without their graph: what enters the controller is not differentiated."""
+    return [k.detach() for k in stages] if stages[-1].requires_grad else stages
+
+
+def _combine(y: Tensor | None, row: tuple[int, ...], steps: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:
     """y + sum_j (dt a_j) k_j over the nonzero entries of a row of the tableau."""
-    for j in row:
-        step = next(steps)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        y = step * stages[j] if y is None else torch.addcmul(y, step, stages[j])
+    for j, step in zip(row, steps, strict=False):
+        y = scaled_sum(y, step, stages[j])
     assert y is not None
     return y
 
 
 def _weigh(weights: np.ndarray, dt: Ticks, stages: tuple[Tensor, ...]) -> Tensor:
     used = np.nonzero(weights)[0]
-    return _combine(None, tuple(used.tolist()), iter(factors(weights[used], dt, stages[0])), list(stages))
+    return _combine(None, tuple(used.tolist()), factors(weights[used], dt, stages[0]), stages)
 
 
 def _quartic(rise: Tensor, f0: Tensor, f1: Tensor, middle: Tensor) -> tuple[Tensor, ...]:

@@ -254,7 +254,7 @@ class _Task:
             gstart = None
             if served.coefficients is not None and gcoefficients is not None:
                 outs.append(served.coefficients)
-                mask = torch.as_tensor(ok, device=gy.device)[:, None]
+                mask = torch.as_tensor(ok, device=gy.device).reshape(-1, 1)
                 cots.append(torch.where(mask, gcoefficients[level], 0.0))
                 gstart = None if gstarts is None else torch.where(mask, gstarts[level], 0.0)
             pulled = _vjp(outs, [y, *solver, *shared], cots)

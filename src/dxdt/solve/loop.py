@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments
+from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
 from dxdt.solve.controller import Controller, Scale, Span
 from dxdt.solve.equation import Rows
 from dxdt.solve.solution import RUNNING, Status
@@ -156,7 +156,7 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
         h = clock.where(clock.isfinite(h), h, 1e-6)
         signed = clock.where(span.t1 < span.t0, -h, h)
         (factor,) = factors(np.ones(1), signed, y)
-        ahead = torch.addcmul(y, factor, slope)
+        ahead = scaled_sum(y, factor, slope)
         change = eq.drift(*moments(span.t0, signed, np.ones(1), joint, y), ahead) - slope
         d2 = clock.read(scale(change, y, y)) / clock.where(h > 0, h, 1.0)
     steep = clock.maximum(d1, d2)
@@ -269,8 +269,10 @@ def _measure(plan: Plan, y: Tensor, step: Step, dt: Ticks) -> Ticks:
     """Error norm per row: 1 is the tolerance; 0 without error control, inf where not finite."""
     clock = plan.span.clock
     if plan.scale is not None and step.error is not None:
-        with torch.no_grad():
-            return clock.read(plan.scale(step.error, y.detach(), step.y.detach()))
+        new = step.y
+        if new.requires_grad:
+            y, new = y.detach(), new.detach()
+        return clock.read(plan.scale(step.error, y, new))
     if plan.check:
         finite = clock.read(torch.isfinite(step.y.detach()).all(-1)) > 0
         return clock.where(finite, clock.full(dt, 0.0), float("inf"))

@@ -69,20 +69,20 @@ class Recorder:
 
     def request(self, carry: Carry, attempt: Attempt) -> Request | None:
         """What is wanted of a step; enters its place in the books."""
-        ok = attempt.ok
-        if not ok.any():
+        if not attempt.ok.any():
             return None
+        ok, t, dt, end, accepted = np.atleast_1d(attempt.ok, attempt.at.t, attempt.at.dt, attempt.end, carry.accepted)
         if self.dense:
-            self.starts.append(np.where(ok, attempt.at.t, carry.t))
-            self.lengths.append(np.where(ok, attempt.end - attempt.at.t, 0.0))
+            self.starts.append(np.where(ok, t, end))
+            self.lengths.append(np.where(ok, end - t, 0.0))
         pairs = rows = None
         if self.times is not None:
-            pairs = self.times.take(attempt.at.t, attempt.at.dt, attempt.end, ok)
+            pairs = self.times.take(t, dt, end, ok)
             if pairs is not None:
                 self._enter(pairs.index, pairs.row, pairs.t)
         elif self.every:
-            rows = np.flatnonzero(ok & (carry.accepted % self.every == 0))
-            self._enter(carry.accepted[rows] // self.every - 1, rows, attempt.end[rows])
+            rows = np.flatnonzero(ok & (accepted % self.every == 0))
+            self._enter(accepted[rows] // self.every - 1, rows, end[rows])
         if pairs is None and not self.dense and (rows is None or not len(rows)):
             return None
         return Request(pairs, rows)
@@ -116,7 +116,7 @@ class Recorder:
         return interpolate(y0, y1, dense, self._theta(pairs, t, dt, y0), exact=self.moments is None)
 
     def _theta(self, pairs: Pairs, t: Ticks, dt: Ticks, like: Tensor) -> Tensor:
-        t, dt = (torch.as_tensor(x, device=like.device)[pairs.row] for x in (t, dt))
+        t, dt = (torch.as_tensor(x, device=like.device).reshape(-1)[pairs.row] for x in (t, dt))
         wanted = torch.as_tensor(pairs.t, device=like.device)
         if self.moments is not None:
             wanted = self.moments[pairs.index, pairs.row if self.moments.shape[1] > 1 else 0]

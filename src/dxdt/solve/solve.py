@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import HOST
+from dxdt.ops.clock import HOST, SINGLE, to_host
 from dxdt.ops.tree import Layout, Tree, tree_map
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
@@ -88,7 +88,7 @@ def solve(
     rows = Rows(equation, layout, args)
     if solver.stochastic:
         rows.noise = _bind(driver, equation, interval, layout)
-    span = Span(HOST, interval.t0, interval.t1)
+    span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
     parameters = tuple(rows.parameters()) + tuple(params or ())
     inputs = Inputs(y, ends, recorder.moments, args, parameters)
@@ -135,10 +135,10 @@ def _controller(
     name = type(solver).__name__
     size = None
     if dt is not None:
-        size = torch.as_tensor(dt, dtype=torch.float64).detach().cpu().numpy()
+        size = to_host(dt) if isinstance(dt, Tensor) else np.asarray(dt, dtype=np.float64)
         if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
             raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
-        size = np.broadcast_to(np.abs(size), (layout.rows,)).copy()
+        size = np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
     if controller is None:
         if interval.grid is not None:
             controller = Grid(interval.grid)
@@ -210,7 +210,7 @@ def _finish(
     rows: Rows,
     throw: bool | None,
 ) -> Solution:
-    carry = outcome.carry
+    carry = _as_rows(outcome.carry)
     status = [_CODES[int(code)] for code in carry.status]
     ok = np.array([s.ok for s in status])
     parts = _Parts(layout)
@@ -234,6 +234,12 @@ def _finish(
     )
     _report(solution, status, layout, throw, carry)
     return solution
+
+
+def _as_rows(carry: Carry) -> Carry:
+    """A carry whose clocks are arrays, also where there is one."""
+    names = ("t", "status", "attempts", "accepted")
+    return carry._replace(**{name: np.atleast_1d(getattr(carry, name)) for name in names})
 
 
 class _Parts:
@@ -276,7 +282,7 @@ def _middle(
             pieces.insert(0, inputs.y[torch.as_tensor(owners, device=inputs.y.device)])
         total = len(times)
     else:
-        total = int(outcome.carry.accepted.max()) // recorder.every
+        total = int(np.max(outcome.carry.accepted)) // recorder.every
         times = np.full((total, layout.rows), np.nan)
         if recorder.t:
             times[index, row] = np.concatenate(recorder.t)

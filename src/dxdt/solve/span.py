@@ -47,7 +47,7 @@ class Interval:
         _check(host)
         if host.shape[1] > 1 and len(points) == 2 and (host == host[:, :1]).all():
             host = host[:, :1]
-        t0, t1 = (np.ascontiguousarray(np.broadcast_to(x, layout.rows)) for x in (host[0], host[-1]))
+        t0, t1 = (np.array(np.broadcast_to(x, layout.rows)) for x in (host[0], host[-1]))
         return cls(t0, t1, host if len(points) > 2 else None, _tensors(points, layout))
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments
+from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step
 
@@ -44,7 +43,7 @@ class EulerMaruyama(Solver):
         (h,) = factors(_ONE, dt, y)
         noise = eq.increment(t, dt, index)
         kick = eq.spread(eq.diffusion(time, y), noise.W)
-        return Step(torch.addcmul(y, h, eq.drift(time, y)) + kick, None, (), ())
+        return Step(scaled_sum(y, h, eq.drift(time, y)) + kick, None, (), ())
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         return (step.y - y).unsqueeze(0)
