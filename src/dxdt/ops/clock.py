@@ -73,11 +73,11 @@ class _Single:
 
     @staticmethod
     def minimum(a: Ticks, b: Ticks) -> Ticks:
-        return a if a < b else b
+        return np.float64(a if a < b else b)
 
     @staticmethod
     def maximum(a: Ticks, b: Ticks) -> Ticks:
-        return a if a > b else b
+        return np.float64(a if a > b else b)
 
     @staticmethod
     def isfinite(a: Ticks) -> Ticks:
@@ -223,7 +223,7 @@ def factors(table: np.ndarray, dt: Ticks, like: Tensor) -> tuple[Tensor, ...] | 
     if isinstance(dt, Tensor):
         scaled = torch.as_tensor(table, dtype=dt.dtype, device=dt.device)[:, None] * dt
         return scaled.to(like.dtype).unsqueeze(-1).unbind(0)
-    if dt.ndim == 0:
+    if not isinstance(dt, np.ndarray):
         return (table * dt).tolist()
     scaled = (table[:, None] * dt).astype(_NUMPY[like.dtype])[..., None]
     return torch.from_numpy(scaled).to(like.device).unbind(0)
@@ -242,6 +242,6 @@ def moments(t: Ticks, dt: Ticks, nodes: np.ndarray, joint: bool, like: Tensor) -
         c = torch.as_tensor(nodes, dtype=dt.dtype, device=dt.device)
         times = (t + c[:, None] * dt).to(like.dtype)
         return (times.squeeze(-1) if joint else times).unbind(0)
-    times = (t + (nodes if dt.ndim == 0 else nodes[:, None]) * dt).astype(_NUMPY[like.dtype])
+    times = (t + (nodes[:, None] if isinstance(dt, np.ndarray) else nodes) * dt).astype(_NUMPY[like.dtype])
     times = torch.from_numpy(times)
     return (times if like.device.type == "cpu" else times.to(like.device)).unbind(0)

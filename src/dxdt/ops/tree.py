@@ -86,8 +86,9 @@ class Layout:
         return self.full_shape(0)
 
     @cached_property
-    def _aliased(self) -> bool:
-        return self.single and self._whole == (self.rows, self.size)
+    def aliased(self) -> bool:
+        """Whether the user's tensor is its own rows."""
+        return self.single and self._bare and self._whole == (self.rows, self.size)
 
     @cached_property
     def _bare(self) -> bool:
@@ -103,7 +104,7 @@ class Layout:
             leaf = tree if isinstance(tree, Tensor) else leaves(tree)[0]
             if leaf.dtype is not self.dtype:
                 leaf = leaf.to(self.dtype)
-            return leaf if self._aliased else leaf.reshape(self.rows, self.size)
+            return leaf if self._whole == (self.rows, self.size) else leaf.reshape(self.rows, self.size)
         parts = []
         for x, dtype in zip(leaves(tree), self.dtypes, strict=True):
             x = torch.view_as_real(x.to(dtype)) if dtype.is_complex else x
@@ -116,7 +117,7 @@ class Layout:
             if rows.dim() > 2:
                 leaf = rows.reshape(*rows.shape[:-2], *self._whole)
             else:
-                leaf = rows if self._aliased else rows.reshape(self._whole)
+                leaf = rows if self._whole == (self.rows, self.size) else rows.reshape(self._whole)
             return leaf if self._bare else self.spec.unflatten([leaf])
         lead = rows.shape[:-2]
         out, start = [], 0

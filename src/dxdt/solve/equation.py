@@ -111,11 +111,13 @@ class Meter:
         evaluations: calls of the drift so far.
         checked: whether the field's value was found to have the layout of the state.
         diffused: likewise for the diffusion.
+        plain: whether the field takes and returns rows as they are, so that nothing need be done.
     """
 
     evaluations: int = 0
     checked: bool = False
     diffused: bool = False
+    plain: bool = False
 
 
 @dataclass(eq=False)
@@ -142,10 +144,14 @@ class Rows:
         meter.evaluations += 1
         if t.dtype is not layout.time_dtype:
             t = t.to(layout.time_dtype)
+        if meter.plain:
+            value = self.equation.field(t, y, *self.args)
+            return value if value.dtype is y.dtype else value.to(y.dtype)
         value = self.equation.drift(t, layout.unpack(y), *self.args)
         if not meter.checked:
             layout.check(value, "the field's value")
             meter.checked = True
+            meter.plain = layout.aliased and isinstance(self.equation, ODE)
         return layout.pack(value)
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
+from dxdt.ops.clock import Ticks, factors, from_host, moments
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step, hermite
 from dxdt.solve.tableau import Tableau
@@ -27,6 +27,9 @@ __all__ = ["RK4", "Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "Ralston", "Ru
 
 _START = np.zeros(1)
 _END = np.ones(1)
+
+# Numbers of a state below which a step costs dispatch, not arithmetic.
+_SMALL = 4096
 
 
 class RungeKutta(Solver):
@@ -53,6 +56,8 @@ class RungeKutta(Solver):
         return state[0] if state else None
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
+        if y.numel() <= _SMALL and isinstance(dt, (float, np.ndarray)) and not torch.is_grad_enabled():
+            return self._small_step(eq, t, dt, y, state)
         tableau = self.tableau
         joint = not eq.layout.per_sample
         steps = factors(tableau.values, dt, y)
@@ -73,6 +78,33 @@ class RungeKutta(Solver):
         error = None
         if tableau.error is not None:
             error = _combine(None, tableau.rows[-1], steps[used:], detached(stages))
+        return Step(z, error, (stages[-1],) if state else (), tuple(stages))
+
+    def _small_step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State) -> Step:
+        """The same step where dispatch costs more than arithmetic: each stage is added to all later
+        sums by one operation, instead of one per coefficient."""
+        tableau = self.tableau
+        joint = not eq.layout.per_sample
+        columns, begins = tableau.columns
+        scaled = columns[..., None] * (dt if isinstance(dt, np.ndarray) else np.array([dt]))
+        factor = from_host(scaled[..., None], y).unbind(0)
+        nodes = tableau.nodes if tableau.fsal or not state else np.append(tableau.nodes, 1.0)
+        times = moments(t, dt, nodes, joint, y)
+        stages = list(state) if state else [eq.drift(*moments(t, dt, _START, joint, y), y)]
+        sums = y * from_host(begins, y)
+        last = tableau.stages - 1
+        for i in range(last):
+            sums.addcmul_(factor[i], stages[i])
+            stages.append(eq.drift(times[i], sums.select(0, i)))
+        end = last - 1 if tableau.fsal else last
+        z = sums.select(0, end).clone() if tableau.fsal else None
+        sums.addcmul_(factor[last], stages[last])
+        z = sums.select(0, end).clone() if z is None else z
+        if not tableau.fsal and state:
+            stages.append(eq.drift(times[-1], z))
+            if len(factor) > tableau.stages:
+                sums.addcmul_(factor[-1], stages[-1])
+        error = sums.select(0, -1) if tableau.error is not None else None
         return Step(z, error, (stages[-1],) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
@@ -98,9 +130,15 @@ def detached(stages: list[Tensor]) -> list[Tensor]:
 
 def _combine(y: Tensor | None, row: tuple[int, ...], steps: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:
     """y + sum_j (dt a_j) k_j over the nonzero entries of a row of the tableau."""
+    if y is None:
+        first, *row = row  # pyright: ignore[reportAssignmentType]
+        y, steps = stages[first] * steps[0], steps[1:]
+    if row and isinstance(steps[0], float):
+        for j, step in zip(row, steps, strict=False):
+            y = torch.add(y, stages[j], alpha=step)
+        return y
     for j, step in zip(row, steps, strict=False):
-        y = scaled_sum(y, step, stages[j])
-    assert y is not None
+        y = torch.addcmul(y, step, stages[j])
     return y
 
 

@@ -99,6 +99,20 @@ class Tableau:
         return np.array([float(x) for row in self._rows() for x in row if float(x) != 0])
 
     @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Column j: how stage j enters the later sums (each stage, the solution, the error), and
+        what the sums begin with (1: the state, 0: nothing), ``(sums, 1, 1)``."""
+        rows = self._rows()
+        width = max(len(row) for row in rows)
+        table = np.zeros((width, len(rows)))
+        for i, row in enumerate(rows):
+            table[: len(row), i] = [float(x) for x in row]
+        begins = np.ones((len(rows), 1, 1))
+        if self.error is not None:
+            begins[-1] = 0
+        return table, begins
+
+    @cached_property
     def polynomial(self) -> np.ndarray | None:
         """Dense output weights ``(degree, stages)``."""
         return None if self.dense is None else np.array([[float(x) for x in row] for row in self.dense]).T
