@@ -1,0 +1,84 @@
+"""The exported solvers, found and selected by what they claim about themselves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import dxdt
+from dxdt.ops.clock import SINGLE
+from dxdt.ops.tree import Layout
+from dxdt.solve.equation import Rows
+from dxdt.solve.solver import Solver, Step
+
+__all__ = ["EXPLICIT", "PAIRS", "SOLVERS", "identify", "one_step", "slope", "steps_of"]
+
+
+def _ready(name: str) -> Solver | None:
+    """An exported solver with its defaults, or None for other names and for bases."""
+    value = getattr(dxdt, name)
+    if not (inspect.isclass(value) and issubclass(value, Solver)) or inspect.isabstract(value):
+        return None
+    if not hasattr(value, "order"):
+        return None
+    required = [
+        p
+        for p in inspect.signature(value).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return None if required else value()
+
+
+SOLVERS = tuple(s for name in sorted(dxdt.__all__) if (s := _ready(name)) is not None)
+"""Every exported solver that needs no argument."""
+
+EXPLICIT = tuple(
+    s
+    for s in SOLVERS
+    if not s.stochastic
+    and not getattr(s, "implicit", False)
+    and not getattr(s, "separable", False)
+    and not getattr(s, "semilinear", False)
+)
+"""Those that solve any ordinary differential equation explicitly."""
+
+PAIRS = tuple(s for s in EXPLICIT if s.error_order is not None and not s.known_grid)
+"""Those that can choose their steps."""
+
+
+def identify(value: Any) -> str:
+    """A test id for solvers and problems."""
+    return type(value).__name__ if isinstance(value, Solver) else repr(value)
+
+
+def one_step(
+    solver: Solver, field: Callable[..., Any], t: float, dt: float, y: Tensor
+) -> tuple[Step, Tensor]:
+    """One joint step from exact data and the coefficients of its dense output."""
+    layout = Layout.of(y, per_sample=False)
+    rows = Rows(dxdt.ODE(field), layout)
+    start, length = np.float64(t), np.float64(dt)
+    packed = layout.pack(y)
+    state = solver.init(rows, start, packed, True)
+    step = solver.step(rows, start, length, packed, state, SINGLE.count(start))
+    return step, solver.dense(step, length, packed)
+
+
+def steps_of(order: float) -> tuple[int, ...]:
+    """Numbers of steps over a span of about 2 that lead a method of this order to its slope."""
+    counts = (6, 8, 11, 15, 20, 27, 36, 48, 64, 88, 120, 160, 200, 256)
+    first = 0 if order >= 7 else 4 if order >= 6 else 8 if order >= 3 else 10
+    return counts[first:]
+
+
+def slope(sizes: Any, errors: Any, floor: float = 5e-14) -> float:
+    """Exponent of errors ~ sizes^p by least squares over the last four errors above rounding."""
+    sizes, errors = np.asarray(sizes, dtype=float), np.asarray(errors, dtype=float)
+    keep = errors > floor
+    assert keep.sum() >= 2, f"errors at rounding: {errors}"
+    sizes, errors = np.log(sizes[keep][-4:]), np.log(errors[keep][-4:])
+    return float(np.polyfit(sizes, errors, 1)[0])
