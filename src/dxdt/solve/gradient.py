@@ -157,10 +157,11 @@ class Checkpointed(Gradient):
 
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         tensors = inputs.tensors()
+        if torch.is_grad_enabled():
+            captured(plan, inputs)
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             with torch.no_grad():
                 return Direct().run(loop, plan, inputs, dt, recorder)
-        captured(plan, inputs)
         task = _Task(loop, plan, inputs, dt, recorder)
         y, values, starts, coefficients = _Function.apply(task, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
         assert task.carry is not None
