@@ -2,6 +2,7 @@
 
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
+from dxdt.solve.event import Event, SteadyState
 from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
 from dxdt.solve.gradient import Checkpointed, Direct, Gradient
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
@@ -30,6 +31,7 @@ __all__ = [
     "Dopri5",
     "Euler",
     "EulerMaruyama",
+    "Event",
     "General",
     "Gradient",
     "Grid",
@@ -45,6 +47,7 @@ __all__ = [
     "SolveError",
     "Solver",
     "Stats",
+    "SteadyState",
     "Status",
     "Stratonovich",
     "Tableau",

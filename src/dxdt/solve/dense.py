@@ -25,6 +25,7 @@ class DensePath:
         layout: how the state lies in rows.
         starts: times at which steps begin, ``(N, R)`` float64, in the direction of time.
         lengths: signed lengths, ``(N, R)``; zero where a row did not step.
+        ends: times at which steps end, ``(N, R)``: before start + length where an event cut one.
         values: values at the starts, ``(N, R, n)``.
         coefficients: ``(N, degree, R, n)``.
     """
@@ -32,6 +33,7 @@ class DensePath:
     layout: Layout
     starts: Tensor
     lengths: Tensor
+    ends: Tensor
     values: Tensor
     coefficients: Tensor
 
@@ -43,7 +45,7 @@ class DensePath:
     @property
     def t1(self) -> Tensor:
         """Where the path ends, ``()`` or ``(B,)``."""
-        return self._shape(self.starts[-1] + self.lengths[-1])
+        return self._shape(self.ends[-1])
 
     def __call__(self, t: Any) -> Tree:
         """Values at times ``()``, ``(T,)``, or ``(T, B)`` with one column for each sample.
@@ -82,8 +84,7 @@ class DensePath:
         return tree if many else _first(tree)
 
     def _locate(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        starts, lengths = self.starts.detach(), self.lengths.detach()
-        ends = starts + lengths
+        starts, ends = self.starts, self.ends
         sign = torch.where(ends[-1] < starts[0], -1.0, 1.0).to(torch.float64)
         slack = 1e-9 * (1 + (ends[-1] - starts[0]).abs())
         place = times.detach() * sign

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from dxdt.ops.clock import Ticks
 from dxdt.ops.tree import flatten, tree_map
-from dxdt.solve.loop import Attempt, Carry, Ends, Plan, begin, choose_state, propose, renew
+from dxdt.solve.loop import After, Attempt, Carry, Ends, Plan, begin, choose_state, propose, settle
 from dxdt.solve.record import Recorder, Request, Served
 from dxdt.solve.solver import State, Step
 
 __all__ = ["Checkpointed", "Direct", "Gradient", "Inputs", "Outcome", "captured"]
 
-Loop = Callable[[Plan, Carry, Callable[[Carry, Attempt], Any]], Carry]
+_NOTHING = Step(torch.empty(0), None, (), ())
+
+Loop = Callable[[Plan, Carry, Callable[[Carry, Attempt, After], Any]], Carry]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Inputs:
 
     def plan(self, plan: Plan) -> Plan:
         """A plan that reads these inputs."""
-        return replace(plan, equation=replace(plan.equation, args=self.args), ends=self.ends)
+        equation = replace(plan.equation, args=self.args)
+        watch = None if plan.watch is None else replace(plan.watch, equation=equation)
+        return replace(plan, equation=equation, ends=self.ends, watch=watch)
 
 
 def _differentiable(x: Any) -> bool:
@@ -76,6 +80,8 @@ class Outcome(NamedTuple):
         y: final rows ``(R, n)``.
         values: answers ``(N, n)``, or None where nothing was asked.
         starts, coefficients: the path, ``(K, R, n)`` and ``(K, degree, R, n)``, or None.
+        times: times of events, ``(K, R)``, or None.
+        origin: where the last piece of the solution began, ``(R,)``, or None.
         carry: the final carry.
     """
 
@@ -83,7 +89,13 @@ class Outcome(NamedTuple):
     values: Tensor | None
     starts: Tensor | None
     coefficients: Tensor | None
+    times: Tensor | None
+    origin: Tensor | None
     carry: Carry
+
+
+Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""The tensors of an outcome, in its order."""
 
 
 class Gradient(ABC):
@@ -101,6 +113,7 @@ class _Answers:
     values: list[Tensor] = field(default_factory=list)
     starts: list[Tensor] = field(default_factory=list)
     coefficients: list[Tensor] = field(default_factory=list)
+    times: list[Tensor] = field(default_factory=list)
 
     def add(self, served: Served, y: Tensor) -> None:
         if served.values is not None:
@@ -108,12 +121,13 @@ class _Answers:
         if served.coefficients is not None:
             self.starts.append(y)
             self.coefficients.append(served.coefficients)
+        if served.time is not None:
+            self.times.append(served.time)
 
-    def stacked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def stacked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         values = torch.cat(self.values) if self.values else None
-        if not self.coefficients:
-            return values, None, None
-        return values, torch.stack(self.starts), torch.stack(self.coefficients)
+        starts, coefficients, times = (torch.stack(x) if x else None for x in (self.starts, self.coefficients, self.times))
+        return values, starts, coefficients, times
 
 
 @final
@@ -128,14 +142,18 @@ class Direct(Gradient):
         plan = inputs.plan(plan)
         answers = _Answers()
 
-        def observe(carry: Carry, attempt: Attempt) -> None:
-            if recorder.wants:
-                request = recorder.request(carry, attempt)
-                if request is not None:
-                    answers.add(recorder.serve(plan, attempt, request), attempt.at.y)
+        def observe(carry: Carry, attempt: Attempt, after: After) -> None:
+            request = recorder.request(carry, attempt)
+            if request is not None:
+                answers.add(recorder.serve(plan, attempt, after, request), attempt.at.y)
 
-        carry = loop(plan, begin(plan, inputs.y, dt, grad=torch.is_grad_enabled()), observe)
-        return Outcome(carry.y, *answers.stacked(), carry)
+        observe_or_not = observe if recorder.wants or plan.watch is not None else _ignore
+        carry = loop(plan, begin(plan, inputs.y, dt, grad=torch.is_grad_enabled()), observe_or_not)
+        return Outcome(carry.y, *answers.stacked(), carry.origin, carry)
+
+
+def _ignore(carry: Carry, attempt: Attempt, after: After) -> None:
+    """Nothing is asked of the steps."""
 
 
 class _Tape(NamedTuple):
@@ -163,9 +181,9 @@ class Checkpointed(Gradient):
             with torch.no_grad():
                 return Direct().run(loop, plan, inputs, dt, recorder)
         task = _Task(loop, plan, inputs, dt, recorder)
-        y, values, starts, coefficients = _Function.apply(task, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
+        outputs = _Function.apply(task, *tensors)
         assert task.carry is not None
-        return Outcome(y, values, starts, coefficients, task.carry)
+        return Outcome(*outputs, task.carry)
 
 
 @dataclass(eq=False)
@@ -180,105 +198,172 @@ class _Task:
     tape: list[_Tape] = field(default_factory=list)
     carry: Carry | None = None
 
-    def forward(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def forward(self) -> Outputs:
         plan = self.inputs.plan(self.plan)
         answers = _Answers()
 
-        def observe(carry: Carry, attempt: Attempt) -> None:
+        def observe(carry: Carry, attempt: Attempt, after: After) -> None:
             if not attempt.ok.any():
                 return
-            request = self.recorder.request(carry, attempt) if self.recorder.wants else None
+            request = self.recorder.request(carry, attempt)
             if request is not None:
-                answers.add(self.recorder.serve(plan, attempt, request), attempt.at.y)
-            light = attempt._replace(step=Step(attempt.at.y, None, (), ()))
-            self.tape.append(_Tape(light, request))
+                answers.add(self.recorder.serve(plan, attempt, after, request), attempt.at.y)
+            self.tape.append(_Tape(attempt._replace(step=_NOTHING), request))
 
         carry = self.loop(plan, begin(plan, self.inputs.y, self.dt, grad=True), observe)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
-        self.carry = carry._replace(y=carry.y.detach(), park=None)
-        return carry.y, *answers.stacked()
+        origin = None if carry.origin is None else carry.origin.detach()
+        self.carry = carry._replace(y=carry.y.detach(), park=None, origin=origin)
+        return carry.y, *answers.stacked(), carry.origin
 
-    def redo(self, plan: Plan, recorder: Recorder, tape: _Tape, y: Tensor, solver: State) -> tuple[Step, State, Served]:
-        """A step from its start: the proposal, the solver state that follows, the answers."""
+    def redo(self, plan: Plan, recorder: Recorder, tape: _Tape, begun: _Begun) -> tuple[After, Served]:
+        """A step from its start: what follows it, and the answers."""
         light, request = tape
-        attempt = light._replace(at=light.at._replace(y=y, solver=solver))
-        step = propose(plan, attempt.at, light.first, light.last, light.index)
-        state = step.state
-        if light.jumped is not None:
-            state = renew(plan, light.jumped, light.landed, step.y, state)
-        served = Served(None, None)
-        if request is not None:
-            served = recorder.serve(plan, attempt._replace(step=step), request)
-        return step, state, served
+        at = light.at._replace(y=begun.y, solver=begun.solver)
+        attempt = light._replace(at=at, origin=begun.origin)
+        attempt = attempt._replace(step=propose(plan, attempt))
+        after = settle(plan, attempt)
+        if request is None:
+            return after, Served(None, None, None)
+        return after, recorder.serve(plan, attempt, after, request)
 
-    def replay(self, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def replay(self, inputs: Inputs) -> Outputs:
         """The recorded steps once more, as one differentiable function of the inputs."""
         plan, recorder = inputs.plan(self.plan), replace(self.recorder, moments=inputs.moments)
-        clock, answers = plan.span.clock, _Answers()
-        y, solver = inputs.y, self._start(plan, inputs.y)
+        choose, answers = plan.span.clock.choose, _Answers()
+        now = _Begun(inputs.y, self._start(plan, inputs.y), self._origin(plan))
         for tape in self.tape:
             ok, at = tape.attempt.ok, tape.attempt.at
-            begun = clock.choose(ok, y, at.y), choose_state(plan, ok, solver, at.solver)
-            step, state, served = self.redo(plan, recorder, tape, *begun)
-            answers.add(served, begun[0])
-            y, solver = clock.choose(ok, step.y, y), choose_state(plan, ok, state, solver)
-        return y, *answers.stacked()
+            begun = _Begun(choose(ok, now.y, at.y), choose_state(plan, ok, now.solver, at.solver), now.origin)
+            after, served = self.redo(plan, recorder, tape, begun)
+            answers.add(served, begun.y)
+            origin = now.origin if after.origin is None or now.origin is None else choose(ok, after.origin, now.origin)
+            now = _Begun(choose(ok, after.y, now.y), choose_state(plan, ok, after.solver, now.solver), origin)
+        return now.y, *answers.stacked(), now.origin
+
+    def _origin(self, plan: Plan) -> Tensor | None:
+        if plan.ends is not None:
+            return plan.ends.t0
+        assert self.carry is not None
+        if self.carry.origin is None:
+            return None
+        return torch.as_tensor(plan.span.t0, device=self.carry.origin.device).reshape(-1)
 
     def _start(self, plan: Plan, y: Tensor) -> State:
         t0 = plan.span.t0 if plan.ends is None else plan.ends.t0
         return plan.solver.init(plan.equation, t0, y, plan.dense)
 
     def pull(self, inputs: Inputs, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-        """Cotangents of the inputs from those of (y, values, starts, coefficients), step by step."""
+        """Cotangents of the inputs from those of the outputs, step by step."""
         plan, recorder = inputs.plan(self.plan), replace(self.recorder, moments=inputs.moments)
-        clock = plan.span.clock
-        gy, gvalues, gstarts, gcoefficients = given
+        choose = plan.span.clock.choose
         assert self.carry is not None
-        gy = torch.zeros_like(inputs.y) if gy is None else gy
-        gsolver: State = tuple(torch.zeros_like(s) for s in self.carry.solver)
         shared = [x for x in inputs.tensors()[1:] if x.requires_grad]
         totals: list[Tensor | None] = [None] * len(shared)
-        used = 0 if gvalues is None else gvalues.shape[0]
-        level = len(self.tape)
+        cots = _Cotangents.of(given, self.carry)
         for tape in reversed(self.tape):
-            level -= 1
-            ok, at = tape.attempt.ok, tape.attempt.at
-            y = at.y.detach().requires_grad_()
-            solver = tuple(s.detach().requires_grad_() for s in at.solver)
+            ok, at, origin = tape.attempt.ok, tape.attempt.at, tape.attempt.origin
+            begun = _Begun(*_leaves((at.y, at.solver, origin)))
             with torch.enable_grad():
-                step, state, served = self.redo(plan, recorder, tape, y, solver)
-            outs, cots = [step.y, *state], [_masked(clock, ok, g) for g in (gy, *gsolver)]
-            if served.values is not None and gvalues is not None:
-                outs.append(served.values)
-                cots.append(gvalues[used - len(served.values) : used])
-                used -= len(served.values)
-            gstart = None
-            if served.coefficients is not None and gcoefficients is not None:
-                outs.append(served.coefficients)
-                mask = torch.as_tensor(ok, device=gy.device).reshape(-1, 1)
-                cots.append(torch.where(mask, gcoefficients[level], 0.0))
-                gstart = None if gstarts is None else torch.where(mask, gstarts[level], 0.0)
-            pulled = _vjp(outs, [y, *solver, *shared], cots)
-            back = [torch.zeros_like(x) if g is None else g for g, x in zip(pulled, (y, *solver), strict=False)]
-            if gstart is not None:
-                back[0] = back[0] + gstart
-            gy, *rest = (clock.choose(ok, new, old) for new, old in zip(back, (gy, *gsolver), strict=True))
-            gsolver = tuple(rest)
-            totals = [_add(a, b) for a, b in zip(totals, pulled[len(back) :], strict=True)]
-        return self._pull_start(plan, inputs, gy, gsolver, shared, totals)
+                after, served = self.redo(plan, recorder, tape, begun)
+            outs, pulls, start = cots.of_step(plan, ok, after, served)
+            entries = [begun.y, *begun.solver, *(() if begun.origin is None else (begun.origin,))]
+            pulled = _vjp(outs, [*entries, *shared], pulls)
+            back = [torch.zeros_like(x) if g is None else g for g, x in zip(pulled, entries, strict=False)]
+            if start is not None:
+                back[0] = back[0] + start
+            kept = [choose(ok, new, old) for new, old in zip(back, cots.entries(), strict=True)]
+            cots.enter(kept)
+            totals = [_add(a, b) for a, b in zip(totals, pulled[len(entries) :], strict=True)]
+        return self._pull_start(plan, inputs, cots, shared, totals)
 
     def _pull_start(
-        self, plan: Plan, inputs: Inputs, gy: Tensor, gsolver: State, shared: list[Tensor], totals: list[Tensor | None]
+        self, plan: Plan, inputs: Inputs, cots: _Cotangents, shared: list[Tensor], totals: list[Tensor | None]
     ) -> list[Tensor | None]:
-        if gsolver:
+        gy = cots.y
+        if cots.solver:
             y = inputs.y.detach().requires_grad_()
             with torch.enable_grad():
                 state = self._start(plan, y)
-            pulled = _vjp(list(state), [y, *shared], list(gsolver))
+            pulled = _vjp(list(state), [y, *shared], list(cots.solver))
             gy = gy if pulled[0] is None else gy + pulled[0]
             totals = [_add(a, b) for a, b in zip(totals, pulled[1:], strict=True)]
         rest = iter(totals)
-        return [gy, *(next(rest) if x.requires_grad else None for x in inputs.tensors()[1:])]
+        out: list[Tensor | None] = [gy, *(next(rest) if x.requires_grad else None for x in inputs.tensors()[1:])]
+        if inputs.ends is not None and inputs.ends.t0.requires_grad and cots.origin is not None:
+            out[1] = _add(out[1], cots.origin)
+        return out
+
+
+class _Begun(NamedTuple):
+    """Where a step begins, as differentiable tensors."""
+
+    y: Tensor
+    solver: State
+    origin: Tensor | None
+
+
+def _leaves(begun: tuple[Tensor, State, Tensor | None]) -> _Begun:
+    y, solver, origin = begun
+    origin = None if origin is None else origin.detach().requires_grad_()
+    return _Begun(y.detach().requires_grad_(), tuple(s.detach().requires_grad_() for s in solver), origin)
+
+
+@dataclass
+class _Cotangents:
+    """Cotangents on the way back: of what a step hands on, and of the answers still to be met."""
+
+    y: Tensor
+    solver: State
+    origin: Tensor | None
+    values: Tensor | None
+    starts: Tensor | None
+    coefficients: Tensor | None
+    times: Tensor | None
+    used: int
+    level: int
+    event: int
+
+    @classmethod
+    def of(cls, given: tuple[Tensor | None, ...], carry: Carry) -> _Cotangents:
+        y, values, starts, coefficients, times, origin = given
+        y = torch.zeros_like(carry.y) if y is None else y
+        if carry.origin is not None and origin is None:
+            origin = torch.zeros_like(carry.origin)
+        lengths = (0 if x is None else x.shape[0] for x in (values, coefficients, times))
+        solver = tuple(torch.zeros_like(s) for s in carry.solver)
+        return cls(y, solver, origin, values, starts, coefficients, times, *lengths)
+
+    def entries(self) -> list[Tensor]:
+        return [self.y, *self.solver, *(() if self.origin is None else (self.origin,))]
+
+    def enter(self, kept: list[Tensor]) -> None:
+        self.y = kept[0]
+        self.solver = tuple(kept[1 : 1 + len(self.solver)])
+        self.origin = None if self.origin is None else kept[-1]
+
+    def of_step(
+        self, plan: Plan, ok: Ticks, after: After, served: Served
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+        """Outputs of a step, their cotangents, and the cotangent of its start as a value of the path."""
+        outs = [after.y, *after.solver, *(() if after.origin is None else (after.origin,))]
+        pulls = [_masked(plan, ok, g) for g in self.entries()]
+        if served.values is not None and self.values is not None:
+            outs.append(served.values)
+            pulls.append(self.values[self.used - len(served.values) : self.used])
+            self.used -= len(served.values)
+        if served.time is not None and self.times is not None:
+            self.event -= 1
+            outs.append(served.time)
+            pulls.append(_masked(plan, ok, self.times[self.event]))
+        start = None
+        if served.coefficients is not None and self.coefficients is not None:
+            self.level -= 1
+            mask = torch.as_tensor(ok, device=self.y.device).reshape(-1, 1)
+            outs.append(served.coefficients)
+            pulls.append(torch.where(mask, self.coefficients[self.level], 0.0))
+            start = None if self.starts is None else torch.where(mask, self.starts[self.level], 0.0)
+        return outs, pulls, start
 
 
 class _Function(torch.autograd.Function):
@@ -314,8 +399,8 @@ def _pull_again(task: _Task, saved: tuple[Tensor, ...], given: tuple[Tensor | No
     return [next(pulled) if x.requires_grad else None for x in saved]
 
 
-def _masked(clock: Any, ok: Ticks, g: Tensor) -> Tensor:
-    return clock.choose(ok, g, torch.zeros_like(g)) if not ok.all() else g
+def _masked(plan: Plan, ok: Ticks, g: Tensor) -> Tensor:
+    return g if ok.all() else plan.span.clock.choose(ok, g, torch.zeros_like(g))
 
 
 def _vjp(outs: list[Tensor], inputs: list[Tensor], cots: list[Tensor]) -> list[Tensor | None]:
@@ -346,6 +431,8 @@ def captured(plan: Plan, inputs: Inputs) -> None:
     before = torch.get_rng_state()
     with torch.enable_grad():
         values = plan.equation.probe(plan.span.t0, y)
+        if plan.watch is not None:
+            values = (*values, *plan.watch.probe(plan.span.t0, y))
     if not torch.equal(before, torch.get_rng_state()):
         raise ValueError(
             "the field draws random numbers (dropout?), so forming its steps again would give other values: "

@@ -22,13 +22,30 @@ from torch import Tensor
 from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
 from dxdt.solve.controller import Controller, Scale, Span
 from dxdt.solve.equation import Rows
+from dxdt.solve.event import Crossing, Watch
 from dxdt.solve.solution import RUNNING, Status
 from dxdt.solve.solver import Solver, State, Step
 
-__all__ = ["Attempt", "Carry", "Ends", "Plan", "Point", "advance", "begin", "choose_state", "propose", "renew", "run"]
+__all__ = [
+    "After",
+    "Attempt",
+    "Carry",
+    "Ends",
+    "Plan",
+    "Point",
+    "advance",
+    "attach",
+    "begin",
+    "choose_state",
+    "propose",
+    "run",
+    "settle",
+]
 
-_SUCCESS, _MAXED = Status.SUCCESS.code, Status.MAX_STEPS.code
+_SUCCESS, _MAXED, _EVENT = Status.SUCCESS.code, Status.MAX_STEPS.code, Status.EVENT.code
 _NOT_FINITE, _TINY, _NO_STEP = Status.NOT_FINITE.code, Status.STEP_TOO_SMALL.code, Status.NO_STEP.code
+
+_NOTHING = Step(torch.empty(0), None, (), ())
 
 # A last step may be stretched by this fraction, so that rounding leaves no sliver before the end.
 _STRETCH = 1e-8
@@ -55,6 +72,7 @@ class Plan:
         max_steps: attempted steps of a row.
         check: look for values that are not finite at every step, also without error control.
         ends: differentiable ends, or None.
+        watch: events, or None.
     """
 
     equation: Rows
@@ -66,6 +84,7 @@ class Plan:
     max_steps: int
     check: bool = False
     ends: Ends | None = None
+    watch: Watch | None = None
 
 
 class Carry(NamedTuple):
@@ -75,6 +94,10 @@ class Carry(NamedTuple):
     values that are not finite): the start of their last accepted step. A derivative taken there is
     finite if the solve's own derivative is, so that a zero cotangent stays zero. None where no
     gradient is taken.
+
+    ``origin`` is where the present piece of the solution began, as a differentiable time: t0, or the
+    last event; None where no derivative with respect to it is wanted. ``since`` is the number of
+    steps that were accepted before it, ``sides`` the sign of each event's condition.
     """
 
     t: Ticks
@@ -86,6 +109,9 @@ class Carry(NamedTuple):
     attempts: Ticks
     accepted: Ticks
     park: Point | None
+    origin: Tensor | None
+    since: Ticks
+    sides: tuple[np.ndarray, ...]
 
 
 class Point(NamedTuple):
@@ -104,36 +130,60 @@ class Attempt(NamedTuple):
         at: start and signed length, zero length for rows that contribute nothing.
         end: where the clock stands after it.
         ok: rows that accepted it.
-        first, last: rows that began at t0, or ended at t1, with it.
+        fresh, last: rows that began at their origin, or ended at t1, with it.
         index: accepted steps before it.
         step: the proposal.
         jumped: rows whose solver state was renewed at ``landed``, or None.
         landed: the clock after a jump.
+        origin: differentiable time at which the fresh rows began.
+        crossing: where events cut it short, or None.
     """
 
     at: Point
     end: Ticks
     ok: Ticks
-    first: Ticks
+    fresh: Ticks
     last: Ticks
     index: Ticks
     step: Step
     jumped: Ticks | None
     landed: Ticks
+    origin: Tensor | None
+    crossing: Crossing | None
+
+
+class After(NamedTuple):
+    """What follows an accepted step.
+
+    Attributes:
+        y, solver: state and solver state to go on from.
+        origin: differentiable beginning of the piece of the solution that follows.
+        arrive: state at the end of the step, before any reset.
+    """
+
+    y: Tensor
+    solver: State
+    origin: Tensor | None
+    arrive: Tensor
 
 
 def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False) -> Carry:
-    """The carry before the first step; ``grad`` keeps the points that derivatives need."""
+    """The carry before the first step; ``grad`` keeps what derivatives need."""
     span = plan.span
-    t0 = span.t0 if plan.ends is None else plan.ends.t0
-    solver = plan.solver.init(plan.equation, t0, y, plan.dense)
+    origin = None if plan.ends is None else plan.ends.t0
+    solver = plan.solver.init(plan.equation, span.t0 if origin is None else origin, y, plan.dense)
     if dt is None and plan.scale is not None:
         dt = starting_step(plan, y, plan.solver.slope(solver))
     dt, control = plan.controller.start(span, dt, plan.solver.error_order)
     count = span.clock.count(span.t0)
     status = span.clock.where(span.t0 == span.t1, count + _SUCCESS, count)
     park = Point(span.t0, dt, y, solver) if grad else None
-    return Carry(span.t0, dt, y, solver, control, status, count, count, park)
+    sides: tuple[np.ndarray, ...] = ()
+    if plan.watch is not None:
+        sides = plan.watch.sides(span.t0, y)
+        if grad and origin is None:
+            origin = torch.as_tensor(span.t0, device=y.device).reshape(-1)
+    return Carry(span.t0, dt, y, solver, control, status, count, count, park, origin, count, sides)
 
 
 def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
@@ -167,60 +217,127 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
     return clock.minimum(clock.minimum(100 * h, h1), abs(span.t1 - span.t0))
 
 
-def attach(plan: Plan, at: Point, first: Ticks, last: Ticks) -> tuple[Ticks, Ticks]:
-    """Start and length of a step, tied to differentiable ends where there are some.
+def attach(plan: Plan, attempt: Attempt) -> tuple[Ticks, Ticks]:
+    """Start and length of a step, tied to differentiable times where there are some.
 
-    Inner step times are constants; the first step begins at t0, the last ends at t1.
+    Inner step times are constants; a fresh step begins at its origin, the last ends at t1.
     """
-    if plan.ends is None:
-        return at.t, at.dt
+    at, origin = attempt.at, attempt.origin
+    stop = None if plan.ends is None else plan.ends.t1
     moves = at.dt != 0
-    t0, t1 = plan.ends
-    masks = (torch.as_tensor(x, device=t0.device) for x in (first & moves, last & moves, moves))
-    begins, ends, moving = masks
-    start, stop = (torch.as_tensor(x, device=t0.device) for x in (at.t, at.t + at.dt))
-    start, stop = torch.where(begins, t0, start), torch.where(ends, t1, stop)
-    return start, torch.where(moving, stop - start, 0.0)
+    begins, ends = attempt.fresh & moves, attempt.last & moves
+    if not ((origin is not None and begins.any()) or (stop is not None and ends.any())):
+        return at.t, at.dt
+    device = at.y.device
+    start, end, moving = (torch.as_tensor(x, device=device).reshape(-1) for x in (at.t, at.t + at.dt, moves))
+    if origin is not None:
+        start = torch.where(torch.as_tensor(begins, device=device), origin, start)
+    if stop is not None:
+        end = torch.where(torch.as_tensor(ends, device=device), stop, end)
+    return start, torch.where(moving, end - start, 0.0)
 
 
-def propose(plan: Plan, at: Point, first: Ticks, last: Ticks, index: Ticks) -> Step:
-    """The solver's step from a point."""
-    t, dt = attach(plan, at, first, last)
-    return plan.solver.step(plan.equation, t, dt, at.y, at.solver, index)
+def propose(plan: Plan, attempt: Attempt) -> Step:
+    """The solver's step from where an attempt begins."""
+    t, dt = attach(plan, attempt)
+    return plan.solver.step(plan.equation, t, dt, attempt.at.y, attempt.at.solver, attempt.index)
 
 
-def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt]:
+def settle(plan: Plan, attempt: Attempt) -> After:
+    """What follows an accepted step: events met, resets applied, the solver's memory renewed."""
+    y, solver, origin = attempt.step.y, attempt.step.state, attempt.origin
+    arrive, crossing = y, attempt.crossing
+    if crossing is not None:
+        assert plan.watch is not None
+        choose = plan.span.clock.choose
+        t, dt = attach(plan, attempt)
+        dense = plan.solver.dense(attempt.step, dt, attempt.at.y)
+        time, reached, leave = plan.watch.meet(crossing, t, dt, attempt.at.y, dense)
+        arrive, y = choose(crossing.rows, reached, y), choose(crossing.rows, leave, y)
+        origin = None if origin is None else choose(crossing.rows, time, origin)
+        if not crossing.ends.all():
+            solver = renew(plan, crossing.rows & ~crossing.ends, time, y, solver)
+    if attempt.jumped is not None:
+        solver = renew(plan, attempt.jumped, attempt.landed, y, solver)
+    return After(y, solver, origin, arrive)
+
+
+def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
     """One attempted step of every row that still runs."""
     span, clock = plan.span, plan.span.clock
     running = c.status == RUNNING
     left = span.t1 - c.t
     last = running & (abs(c.dt) >= abs(left) * (1 - _STRETCH))
     dt = clock.where(running, clock.where(last, left, c.dt), 0.0)
-    first = c.accepted == 0
     at = Point(c.t, dt, c.y, c.solver)
     if c.park is not None:
         at = _parked(plan, running, at, c.park)
-    step = propose(plan, at, first, last, c.accepted)
+    fresh = c.accepted == c.since
+    attempt = Attempt(at, c.t, running, fresh, last, c.accepted, _NOTHING, None, c.t, c.origin, None)
+    step = propose(plan, attempt)
     error = _measure(plan, c.y, step, dt)
     decision = plan.controller.decide(span, error, c.t, dt, c.control)
     ok = running & decision.accept
+    end = clock.where(ok, clock.where(last, span.t1, c.t + dt), c.t)
+    attempt = attempt._replace(end=end, ok=ok, last=ok & last, step=step, landed=end)
     park = None
     if c.park is not None:
-        at, step = _protected(plan, c, at, step, ok, error, first, last)
-        park = _parked(plan, ~ok, at, c.park)
-    end = clock.where(ok, clock.where(last, span.t1, c.t + dt), c.t)
-    y, solver = clock.choose(ok, step.y, c.y), choose_state(plan, ok, step.state, c.solver)
-    landed, jumped = end, None
+        attempt = _protected(plan, c, attempt, error)
+        park = _parked(plan, ok, attempt.at, c.park)
     if plan.controller.jumps:
-        landed, crossed = plan.controller.land(span, end)
-        jumped = crossed & ok & ~last
-        landed = clock.where(jumped, landed, end)
-        solver = renew(plan, jumped, landed, y, solver)
+        attempt = _landed(plan, attempt)
     attempts, accepted = c.attempts + running, c.accepted + ok
-    status = _status(plan, c, ok & last, running & decision.failed, error, decision.dt, attempts, running)
+    status = _status(plan, c, attempt.last, running & decision.failed, error, decision.dt, attempts, running)
     control = tuple(clock.where(running, new, old) for new, old in zip(decision.state, c.control, strict=True))
-    carry = Carry(landed, decision.dt, y, solver, control, status, attempts, accepted, park)
-    return carry, Attempt(at, end, ok, first, ok & last, c.accepted, step, jumped, landed)
+    carry = Carry(
+        attempt.landed, decision.dt, c.y, c.solver, control, status, attempts, accepted, park, c.origin, c.since, c.sides
+    )
+    if plan.watch is not None:
+        carry, attempt = _watched(plan, c, carry, attempt)
+    after = settle(plan, attempt)
+    origin = None if after.origin is None or c.origin is None else clock.choose(ok, after.origin, c.origin)
+    y, solver = clock.choose(ok, after.y, c.y), choose_state(plan, ok, after.solver, c.solver)
+    return carry._replace(y=y, solver=solver, origin=origin), attempt, after
+
+
+def _landed(plan: Plan, attempt: Attempt) -> Attempt:
+    """The clock moved across a jump of the field."""
+    landed, crossed = plan.controller.land(plan.span, attempt.end)
+    jumped = crossed & attempt.ok & ~attempt.last
+    return attempt._replace(jumped=jumped, landed=plan.span.clock.where(jumped, landed, attempt.end))
+
+
+def _watched(plan: Plan, c: Carry, carry: Carry, attempt: Attempt) -> tuple[Carry, Attempt]:
+    """Cut a step short where an event happens in it; what is left of it is taken next."""
+    assert plan.watch is not None
+    ok, at, clock = attempt.ok, attempt.at, plan.span.clock
+    if not ok.any():
+        return carry, attempt
+    with torch.no_grad():
+        dense = plan.solver.dense(attempt.step, at.dt, at.y)
+    crossing, sides = plan.watch.find(at.t, at.dt, ok, at.y, dense, c.sides)
+    if crossing is None:
+        return carry._replace(sides=sides), attempt
+    rows = crossing.rows
+    end = clock.where(rows, at.t + crossing.theta * at.dt, attempt.end)
+    rest = at.t + at.dt - end
+    goes = rows & ~crossing.ends & (abs(rest) > 1e-12 * abs(at.dt))
+    status = clock.where(rows, carry.status * 0 + RUNNING, carry.status)
+    maxed = rows & (carry.attempts >= plan.max_steps)
+    status = clock.where(maxed, carry.status * 0 + _MAXED, status)
+    status = clock.where(crossing.ends, carry.status * 0 + _EVENT, status)
+    carry = carry._replace(
+        t=clock.where(rows, end, carry.t),
+        dt=clock.where(goes, rest, carry.dt),
+        control=tuple(clock.where(goes, old, new) for new, old in zip(carry.control, c.control, strict=True)),
+        status=status,
+        since=clock.where(rows, carry.accepted, carry.since),
+        sides=sides,
+    )
+    jumped = None if attempt.jumped is None else attempt.jumped & ~rows
+    return carry, attempt._replace(
+        end=end, last=attempt.last & ~rows, landed=clock.where(rows, end, attempt.landed), crossing=crossing, jumped=jumped
+    )
 
 
 def _parked(plan: Plan, keep: Ticks, at: Point, park: Point) -> Point:
@@ -236,17 +353,16 @@ def _parked(plan: Plan, keep: Ticks, at: Point, park: Point) -> Point:
     )
 
 
-def _protected(
-    plan: Plan, c: Carry, at: Point, step: Step, ok: Ticks, error: Ticks, first: Ticks, last: Ticks
-) -> tuple[Point, Step]:
+def _protected(plan: Plan, c: Carry, attempt: Attempt, error: Ticks) -> Attempt:
     """Take rows out of a step that they left with values that are not finite.
 
     Their zero cotangents would meet infinite derivatives. Such rows are evaluated again where they
     are parked, or, before their first accepted step, where another row began this one.
     """
+    at, ok = attempt.at, attempt.ok
     bad = ~ok & ~np.isfinite(error)
     if not bad.any() or not ok.any():
-        return at, step
+        return attempt
     assert c.park is not None
     donor = int(np.flatnonzero(ok)[0])
     rows = np.where(c.accepted > 0, np.arange(len(ok)), donor)
@@ -256,8 +372,8 @@ def _protected(
         plan.span.clock.choose(c.accepted > 0, c.park.y, at.y[rows]),
         choose_state(plan, c.accepted > 0, c.park.solver, tuple(s[rows] for s in at.solver)),
     )
-    at = _parked(plan, ~bad, at, source)
-    return at, propose(plan, at, first, last, c.accepted) if torch.is_grad_enabled() else step
+    attempt = attempt._replace(at=_parked(plan, ~bad, at, source))
+    return attempt._replace(step=propose(plan, attempt)) if torch.is_grad_enabled() else attempt
 
 
 def choose_state(plan: Plan, mask: Ticks, new: State, old: State) -> State:
@@ -300,9 +416,9 @@ def _status(
     return clock.where(running, cause, c.status)
 
 
-def run(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt], Any]) -> Carry:
+def run(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any]) -> Carry:
     """The eager loop: attempts until no row runs; ``observe`` sees each."""
     while (carry.status == RUNNING).any():
-        carry, attempt = advance(plan, carry)
-        observe(carry, attempt)
+        carry, attempt, after = advance(plan, carry)
+        observe(carry, attempt, after)
     return carry

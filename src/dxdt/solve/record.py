@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import Ticks, from_host
-from dxdt.solve.loop import Attempt, Carry, Plan, attach
+from dxdt.solve.loop import After, Attempt, Carry, Plan, attach
 from dxdt.solve.save import Pairs, SaveTimes, interpolate
 
 __all__ = ["Recorder", "Request", "Served"]
@@ -33,10 +33,17 @@ class Request(NamedTuple):
 
 
 class Served(NamedTuple):
-    """Answers of one step: values ``(P, n)`` and, for a dense path, coefficients ``(degree, R, n)``."""
+    """Answers of one step.
+
+    Attributes:
+        values: requested values ``(P, n)``.
+        coefficients: for a dense path, ``(degree, R, n)``.
+        time: of events that were met, ``(R,)``.
+    """
 
     values: Tensor | None
     coefficients: Tensor | None
+    time: Tensor | None
 
 
 @dataclass
@@ -49,7 +56,8 @@ class Recorder:
         dense: keep the path.
         moments: the given times as a differentiable tensor ``(T, R)`` or ``(T, 1)``, or None.
         index, row, t: for each answer its place and time, one array a step.
-        starts, lengths: clocks of the steps of the path.
+        starts, lengths, ends: clocks of the steps of the path.
+        crossings: events that were met, one array of their numbers a step, -1 for none.
     """
 
     times: SaveTimes | None = None
@@ -61,6 +69,8 @@ class Recorder:
     t: list[np.ndarray] = field(default_factory=list)
     starts: list[np.ndarray] = field(default_factory=list)
     lengths: list[np.ndarray] = field(default_factory=list)
+    ends: list[np.ndarray] = field(default_factory=list)
+    crossings: list[np.ndarray] = field(default_factory=list)
 
     @property
     def wants(self) -> bool:
@@ -71,35 +81,48 @@ class Recorder:
         """What is wanted of a step; enters its place in the books."""
         if not attempt.ok.any():
             return None
+        crossing = attempt.crossing
+        if crossing is not None:
+            self.crossings.append(np.atleast_1d(crossing.which))
+        if not self.wants:
+            return None if crossing is None else Request(None, None)
         ok, t, dt, end, accepted = np.atleast_1d(attempt.ok, attempt.at.t, attempt.at.dt, attempt.end, carry.accepted)
         if self.dense:
             self.starts.append(np.where(ok, t, end))
-            self.lengths.append(np.where(ok, end - t, 0.0))
+            self.lengths.append(np.where(ok, dt, 0.0))
+            self.ends.append(np.array(end))
         pairs = rows = None
         if self.times is not None:
-            pairs = self.times.take(t, dt, end, ok)
+            whole = ok if crossing is None else ~np.atleast_1d(crossing.rows)
+            pairs = self.times.take(t, dt, end, ok, whole)
             if pairs is not None:
                 self._enter(pairs.index, pairs.row, pairs.t)
         elif self.every:
             rows = np.flatnonzero(ok & (accepted % self.every == 0))
             self._enter(accepted[rows] // self.every - 1, rows, end[rows])
-        if pairs is None and not self.dense and (rows is None or not len(rows)):
+        if pairs is None and not self.dense and crossing is None and (rows is None or not len(rows)):
             return None
         return Request(pairs, rows)
 
-    def serve(self, plan: Plan, attempt: Attempt, request: Request) -> Served:
+    def serve(self, plan: Plan, attempt: Attempt, after: After, request: Request) -> Served:
         """The answers of a step."""
         at, step = attempt.at, attempt.step
-        t, dt = attach(plan, at, attempt.first, attempt.last)
         pairs, rows = request
+        t, dt = attach(plan, attempt)
         needs = self.dense or (pairs is not None and (self.moments is not None or bool((pairs.theta < 1).any())))
         dense = plan.solver.dense(step, dt, at.y) if needs else None
         values = None
         if pairs is not None:
             values = self._at_times(pairs, t, dt, at.y, step.y, dense)
-        elif rows is not None:
-            values = step.y if len(rows) == step.y.shape[0] else step.y[torch.as_tensor(rows, device=step.y.device)]
-        return Served(values, dense if self.dense else None)
+        elif rows is not None and len(rows):
+            y = after.arrive
+            values = y if len(rows) == y.shape[0] else y[torch.as_tensor(rows, device=y.device)]
+        time = None
+        if attempt.crossing is not None:
+            time = after.origin
+            if time is None:
+                time = torch.as_tensor(attempt.end, device=at.y.device).reshape(-1)
+        return Served(values, dense if self.dense else None, time)
 
     def _enter(self, index: np.ndarray, row: np.ndarray, t: np.ndarray) -> None:
         self.index.append(index)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dxdt.ops.tree import Tree
 
-__all__ = ["Pairs", "Save", "SaveTimes", "interpolate"]
+__all__ = ["Pairs", "Save", "SaveTimes", "interpolate", "polynomial"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +89,8 @@ class SaveTimes:
         self._take(t0)
         return self.next.copy()
 
-    def take(self, t: np.ndarray, dt: np.ndarray, end: np.ndarray, ok: np.ndarray) -> Pairs | None:
-        """Requests in (t, end] of the rows that accepted this step."""
+    def take(self, t: np.ndarray, dt: np.ndarray, end: np.ndarray, ok: np.ndarray, whole: np.ndarray) -> Pairs | None:
+        """Requests in (t, end] of the rows that accepted this step; ``whole`` rows end at t + dt."""
         before = self.next
         self._take(np.where(ok, end, -np.inf * self.sign))
         counts = self.next - before
@@ -99,7 +99,7 @@ class SaveTimes:
         row = np.repeat(np.arange(len(counts)), counts)
         index = np.concatenate([np.arange(a, b) for a, b in zip(before, self.next, strict=True) if b > a])
         wanted = self.times[index, row if self.times.shape[1] > 1 else 0]
-        theta = np.where(wanted == end[row], 1.0, (wanted - t[row]) / dt[row])
+        theta = np.where((wanted == end[row]) & whole[row], 1.0, (wanted - t[row]) / dt[row])
         return Pairs(index, row, theta, wanted)
 
     def _take(self, end: np.ndarray) -> None:
@@ -120,6 +120,15 @@ class SaveTimes:
         self.next = following
 
 
+def polynomial(dense: Tensor, theta: Tensor) -> Tensor:
+    """sum_j c[j] theta^(j+1) for coefficients ``(degree, P or 1, n)`` and theta ``(P,)``."""
+    theta = theta[:, None]
+    *lower, value = dense.unbind(0)
+    for c in reversed(lower):
+        value = torch.addcmul(c, theta, value)
+    return theta * value
+
+
 def interpolate(y0: Tensor, y1: Tensor, dense: Tensor | None, theta: Tensor, exact: bool = True) -> Tensor:
     """Values at ``theta`` of steps with the given ends.
 
@@ -133,9 +142,5 @@ def interpolate(y0: Tensor, y1: Tensor, dense: Tensor | None, theta: Tensor, exa
     """
     if dense is None:
         return y1.expand(theta.shape[0], -1)
-    theta = theta[:, None]
-    *lower, value = dense.unbind(0)
-    for c in reversed(lower):
-        value = torch.addcmul(c, theta, value)
-    value = torch.addcmul(y0, theta, value)
-    return torch.where(theta == 1, y1, value) if exact else value
+    value = y0 + polynomial(dense, theta)
+    return torch.where(theta[:, None] == 1, y1, value) if exact else value

@@ -79,8 +79,9 @@ class Solution:
         stats: counts.
         reached: ``(T,)`` or ``(T, B)``, whether the value was reached.
         path: dense output as a ``Path`` (with ``Save(dense=True)``).
-        t1: time at which each sample ended, ``()`` or ``(B,)``.
-        state: final solver state (rows), for diagnostics.
+        t1: time at which each sample ended, ``()`` or ``(B,)``: differentiable at an event.
+        events: times of events, ``(K,)`` or ``(K, B)``, NaN where a sample had fewer; None without.
+        which: which event each was, -1 where there was none.
     """
 
     ts: Tensor
@@ -90,7 +91,8 @@ class Solution:
     reached: Tensor
     path: Any = None
     t1: Tensor | None = None
-    event: Any = None
+    events: Tensor | None = None
+    which: Tensor | None = None
 
     @property
     def y1(self) -> Tree:

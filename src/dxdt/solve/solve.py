@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from dxdt.solve.dense import DensePath
 from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
-from dxdt.solve.loop import Attempt, Carry, Ends, Plan, run
+from dxdt.solve.event import Event, Watch
+from dxdt.solve.loop import After, Attempt, Carry, Ends, Plan, run
 from dxdt.solve.progress import Progress, meter
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import Save, SaveTimes
@@ -40,6 +41,7 @@ def solve(
     solver: Solver | None = None,
     controller: Controller | None = None,
     save: Any = None,
+    event: Event | Sequence[Event] | None = None,
     gradient: Gradient | None = None,
     params: Iterable[Tensor] | None = None,
     driver: Any = None,
@@ -60,6 +62,7 @@ def solve(
         solver: one-step method (default ``Tsit5()``).
         controller: step sizes (default ``PID()``, or ``Constant(dt)`` where only dt is given).
         save: times at which to keep the solution, or a ``Save``; by default the end.
+        event: ``Event`` or several: where to stop, or to start again from a reset state.
         gradient: how to differentiate (default ``Direct()``).
         params: tensors the fields depend on besides args and the parameters of modules.
         driver: random path of a stochastic equation.
@@ -92,8 +95,9 @@ def solve(
     ends = None if interval.tensors is None else Ends(*interval.tensors)
     parameters = tuple(rows.parameters()) + tuple(params or ())
     inputs = Inputs(y, ends, recorder.moments, args, parameters)
-    needs_dense = recorder.dense or recorder.times is not None
-    plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, check=False)
+    watch = _watch(event, rows)
+    needs_dense = recorder.dense or recorder.times is not None or watch is not None
+    plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, watch=watch)
     loop = _loop(progress, span)
     gradient = Direct() if gradient is None else gradient
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
@@ -102,7 +106,7 @@ def solve(
         # Fixed steps are not looked at while they run: find where the bad rows failed, and stop them there.
         rows.meter.evaluations = 0
         recorder = _recorder(save, interval, layout)
-        plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True)
+        plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
         outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
 
@@ -121,6 +125,14 @@ def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver,
         raise ValueError(f"{type(solver).__name__} solves stochastic equations: use dxdt.Tsit5() for an ODE")
     if solver.stochastic and driver is None:
         raise ValueError("a stochastic solve has no driver: give driver=dxdt.Increments(seed=0)")
+
+
+def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
+    events = () if event is None else (event,) if isinstance(event, Event) else tuple(event)
+    for e in events:
+        if not isinstance(e, Event):
+            raise TypeError(f"event has an entry of type {type(e).__name__}: wrap your condition as dxdt.Event(condition)")
+    return Watch(rows, events) if events else None
 
 
 def _bind(driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
@@ -186,9 +198,9 @@ def _loop(progress: bool | Progress | None, span: Span) -> Callable[..., Carry]:
     bar = meter(progress)
     total = np.abs(span.t1 - span.t0)
 
-    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt], Any]) -> Carry:
-        def look(carry: Carry, attempt: Attempt) -> None:
-            observe(carry, attempt)
+    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any]) -> Carry:
+        def look(carry: Carry, attempt: Attempt, after: After) -> None:
+            observe(carry, attempt, after)
             bar.update(float((np.abs(carry.t - span.t0) / total).min()))
 
         try:
@@ -228,12 +240,46 @@ def _finish(
     joint = not layout.per_sample
     counts = [carry.attempts, carry.accepted, carry.attempts - carry.accepted]
     stats = Stats(*(int(c[0]) if joint else torch.from_numpy(c.copy()) for c in counts), rows.meter.evaluations)
-    end = torch.from_numpy(carry.t.copy())
+    end = _end(outcome, carry, status, inputs)
+    times, events = _events(outcome, recorder)
     solution = Solution(
-        ts, values, status[0] if joint else status, stats, reached, path, end[0] if joint else end
+        ts,
+        values,
+        status[0] if joint else status,
+        stats,
+        reached,
+        path,
+        end[0] if joint else end,
+        times[:, 0] if joint and times is not None else times,
+        events[:, 0] if joint and events is not None else events,
     )
     _report(solution, status, layout, throw, carry)
     return solution
+
+
+def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs) -> Tensor:
+    """Where each row ended: at an event its time, at the end of the span the user's t1."""
+    end = torch.as_tensor(np.array(carry.t), device=outcome.y.device)
+    if inputs.ends is not None:
+        arrived = torch.tensor([s is Status.SUCCESS for s in status], device=end.device)
+        end = torch.where(arrived, inputs.ends.t1, end)
+    if outcome.origin is not None:
+        stopped = torch.tensor([s is Status.EVENT for s in status], device=end.device)
+        end = torch.where(stopped, outcome.origin, end)
+    return end
+
+
+def _events(outcome: Outcome, recorder: Recorder) -> tuple[Tensor | None, Tensor | None]:
+    """Times of events and their numbers, ``(K, R)``, each row's in order and then NaN and -1."""
+    if outcome.times is None:
+        return None, None
+    which = np.stack(recorder.crossings)
+    order = np.argsort(which < 0, axis=0, kind="stable")
+    most = int((which >= 0).sum(0).max())
+    order = torch.as_tensor(order[:most], device=outcome.times.device)
+    numbers = torch.as_tensor(which, device=order.device).gather(0, order)
+    times = outcome.times.gather(0, order)
+    return torch.where(numbers >= 0, times, float("nan")), numbers
 
 
 def _as_rows(carry: Carry) -> Carry:
@@ -307,9 +353,10 @@ def _path(outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interv
     if outcome.coefficients is None or outcome.starts is None:
         zero = torch.zeros(1, layout.rows, dtype=torch.float64, device=y.device)
         start = torch.from_numpy(interval.t0)[None].to(y.device)
-        return DensePath(layout, start, zero, y[None], y.new_zeros(1, 1, layout.rows, layout.size))
-    starts, lengths = (torch.from_numpy(np.stack(x)).to(y.device) for x in (recorder.starts, recorder.lengths))
-    return DensePath(layout, starts, lengths, outcome.starts, outcome.coefficients)
+        return DensePath(layout, start, zero, start, y[None], y.new_zeros(1, 1, layout.rows, layout.size))
+    clocks = recorder.starts, recorder.lengths, recorder.ends
+    starts, lengths, ends = (torch.from_numpy(np.stack(x)).to(y.device) for x in clocks)
+    return DensePath(layout, starts, lengths, ends, outcome.starts, outcome.coefficients)
 
 
 def _report(solution: Solution, status: list[Status], layout: Layout, throw: bool | None, carry: Carry) -> None:

@@ -1,0 +1,306 @@
+"""Events: stop where something happens, and differentiate when it happens.
+
+An event is a condition c(t, y, *args): a real value whose change of sign is located on the dense
+output of the step, or a boolean that is looked at after each accepted step. Where the sign changes
+at t*, the implicit function theorem gives its derivative with respect to anything the solution
+depends on,
+
+    dt*/dp = - (dc/dp) / (dc/dt)      along the solution,
+
+formed as one Newton correction of the located root. A reset map starts the solution again from
+y+ = r(t*, y*); without one the sample ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.clock import Ticks, from_host, moments, to_host
+from dxdt.ops.tree import Tree, leaves
+from dxdt.solve.equation import Rows
+from dxdt.solve.save import polynomial
+
+__all__ = ["Crossing", "Event", "SteadyState", "Watch"]
+
+_ROUNDS = 80
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Event:
+    """Something to stop at.
+
+    Args:
+        condition: ``(t, y, *args)`` to a real value, ``()`` jointly or ``(B,)`` per sample, or to a
+            boolean of that shape (looked at after each step, not located).
+        direction: +1 for a sign change upwards only, -1 downwards only, 0 for both.
+        reset: map ``(t, y, *args)`` to the state to go on from; None ends the sample.
+        checks: points inside each step at which the sign is looked at, so that an even number of
+            crossings in one step is not missed.
+
+    Raises:
+        ValueError: a direction other than -1, 0, 1, or no checks.
+    """
+
+    condition: Callable[..., Any]
+    direction: int = 0
+    reset: Callable[..., Tree] | None = None
+    checks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.direction not in (-1, 0, 1):
+            raise ValueError(f"Event(direction={self.direction}): choose 1 (upwards), -1 (downwards) or 0 (both)")
+        if self.checks < 1:
+            raise ValueError(f"Event(checks={self.checks}): look at each step at least once")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SteadyState:
+    """Condition that is true where the solution hardly moves: |f(t, y)| < atol + rtol |y|.
+
+    Use it as ``Event(SteadyState(field))``; the norms are root mean squares over the state, or over
+    each sample.
+
+    Args:
+        field: the vector field of the equation.
+        rtol, atol: relative and absolute tolerance.
+    """
+
+    field: Callable[..., Tree]
+    rtol: float = 1e-4
+    atol: float = 1e-6
+
+    def __call__(self, t: Tensor, y: Tree, *args: Any) -> Tensor:
+        slope, size = (_size(x, t.dim()) for x in (self.field(t, y, *args), y))
+        return slope < self.atol + self.rtol * size
+
+
+def _size(tree: Tree, batch: int) -> Tensor:
+    flat = [x.abs().flatten(batch) for x in leaves(tree)]
+    squares = sum(x.square().sum(-1) for x in flat)
+    return (squares / sum(x.shape[-1] for x in flat)).sqrt()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Crossing(NamedTuple):
+    """Where a step was cut short.
+
+    Attributes:
+        rows: rows that met an event in it.
+        theta: where in the step, in (0, 1].
+        which: index of the event, -1 for rows without.
+        ends: rows that stop there.
+    """
+
+    rows: Ticks
+    theta: Ticks
+    which: Ticks
+    ends: Ticks
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """The events of a solve, on rows.
+
+    Attributes:
+        equation: the equation on rows, for its layout and arguments.
+        events: what to look for.
+    """
+
+    equation: Rows
+    events: tuple[Event, ...]
+
+    def sides(self, t: Ticks, y: Tensor) -> tuple[np.ndarray, ...]:
+        """Sign of each condition at the start, ``(R,)``; 0 where it is exactly zero.
+
+        Raises:
+            TypeError, ValueError: a condition that returns something else than one number a row.
+        """
+        (time,) = moments(t, t * 0, np.zeros(1), not self.equation.layout.per_sample, y)
+        with torch.no_grad():
+            return tuple(np.sign(to_host(self._value(e, time, y.detach(), check=True)).reshape(-1)) for e in self.events)
+
+    def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
+        """Conditions and reset maps evaluated once at the start, to look at their graphs."""
+        (time,) = moments(t, t * 0, np.zeros(1), not self.equation.layout.per_sample, y)
+        layout, args = self.equation.layout, self.equation.args
+        values = [self._value(e, time, y) for e in self.events]
+        resets = [layout.pack(e.reset(time, layout.unpack(y), *args)) for e in self.events if e.reset is not None]
+        return (*values, *resets)
+
+    def find(
+        self, t: Ticks, dt: Ticks, ok: Ticks, y: Tensor, dense: Tensor, sides: tuple[np.ndarray, ...]
+    ) -> tuple[Crossing | None, tuple[np.ndarray, ...]]:
+        """The first crossing of each row in an accepted step, and the signs after it."""
+        single = np.ndim(ok) == 0
+        t, dt, ok = np.atleast_1d(t, dt, ok)
+        with torch.no_grad():
+            track = _Track(self, t, dt, y.detach(), dense.detach())
+            found = [track.search(event, side, ok) for event, side in zip(self.events, sides, strict=True)]
+        thetas = np.stack([theta for theta, _ in found])
+        signs = tuple(side for _, side in found)
+        which = np.argmin(thetas, axis=0)
+        theta = thetas[which, np.arange(len(t))]
+        rows = np.isfinite(theta)
+        if not rows.any():
+            return None, signs
+        stays = np.array([e.reset is not None for e in self.events])
+        signs = tuple(np.where(rows, self._after(e, i, which, theta, track, ok), s) for (i, e), s in zip(enumerate(self.events), signs, strict=True))
+        crossing = Crossing(rows, np.where(rows, theta, 1.0), np.where(rows, which, -1), rows & ~stays[which])
+        return (Crossing(*(x[0] for x in crossing)) if single else crossing), signs
+
+    def _after(self, event: Event, i: int, which: np.ndarray, theta: np.ndarray, track: _Track, ok: np.ndarray) -> np.ndarray:
+        # At its own root an event has no side until it is seen away from zero; others keep theirs.
+        value = np.sign(track.value(event, np.where(np.isfinite(theta), theta, 1.0)))
+        return np.where(which == i, 0.0, value)
+
+    def meet(self, crossing: Crossing, t: Ticks, dt: Ticks, y: Tensor, dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Time ``(R,)``, state on arrival and state to go on from, differentiable in the step."""
+        rows, which = np.atleast_1d(crossing.rows, crossing.which)
+        theta = self._rooted(crossing, t, dt, y, dense)
+        start, length = (torch.as_tensor(x, dtype=torch.float64, device=y.device).reshape(-1) for x in (t, dt))
+        time = start + theta * length
+        arrive = y + polynomial(dense, theta.to(y.dtype))
+        leave = arrive
+        for i, event in enumerate(self.events):
+            mask = rows & (which == i)
+            if event.reset is not None and mask.any():
+                layout = self.equation.layout
+                value = event.reset(self._time(time, y), layout.unpack(arrive), *self.equation.args)
+                layout.check(value, "the reset map's value")
+                leave = torch.where(torch.as_tensor(mask, device=y.device)[:, None], layout.pack(value), leave)
+        return time, arrive, leave
+
+    def _rooted(self, crossing: Crossing, t: Ticks, dt: Ticks, y: Tensor, dense: Tensor) -> Tensor:
+        """Position of the root in the step, with its derivative by the implicit function theorem."""
+        rows, which, host = np.atleast_1d(crossing.rows, crossing.which, crossing.theta)
+        theta = torch.as_tensor(host, device=y.device)
+        tied = isinstance(dt, Tensor) or dense.requires_grad or y.requires_grad or torch.is_grad_enabled()
+        if not tied:
+            return theta
+        start, length = (torch.as_tensor(x, dtype=torch.float64, device=y.device).reshape(-1) for x in (t, dt))
+        for i, event in enumerate(self.events):
+            mask = torch.as_tensor(rows & (which == i), device=y.device)
+            if not mask.any():
+                continue
+            slope = self._slope(event, theta, start, length, y, dense)
+            if slope is None:
+                continue
+            at = theta.detach()
+            value = self._value(event, self._time(start + at * length, y), y + polynomial(dense, at.to(y.dtype)))
+            shift = (value - value.detach()).to(torch.float64) / torch.where(mask, slope, 1.0)
+            theta = theta - torch.where(mask, shift, 0.0)
+        return theta
+
+    def _slope(self, event: Event, theta: Tensor, start: Tensor, length: Tensor, y: Tensor, dense: Tensor) -> Tensor | None:
+        """dc/dtheta along the step, or None for a boolean condition."""
+        with torch.enable_grad():
+            at = theta.detach().requires_grad_()
+            y, dense, start, length = (x.detach() for x in (y, dense, start, length))
+            value = self._value(event, self._time(start + at * length, y), y + polynomial(dense, at.to(y.dtype)))
+            if not value.requires_grad:
+                return None
+            (slope,) = torch.autograd.grad(value.sum(), at)
+        if not bool(torch.isfinite(slope).all()):
+            slope = torch.where(torch.isfinite(slope), slope, 1.0)
+        return torch.where(slope == 0, 1.0, slope)
+
+    def _time(self, time: Tensor, y: Tensor) -> Tensor:
+        time = time.to(y.dtype)
+        return time if self.equation.layout.per_sample else time.reshape(())
+
+    def _value(self, event: Event, time: Tensor, y: Tensor, check: bool = False) -> Tensor:
+        layout = self.equation.layout
+        value = event.condition(time.to(layout.time_dtype), layout.unpack(y), *self.equation.args)
+        if check:
+            _check(value, layout.per_sample, layout.rows)
+        return value.reshape(-1)
+
+
+def _check(value: Any, per_sample: bool, rows: int) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"an event's condition returned a {type(value).__name__}: return a tensor with one number a sample")
+    if value.is_complex():
+        raise TypeError("an event's condition returned complex values, which have no sign: return a real part or a modulus")
+    want = (rows,) if per_sample else ()
+    if tuple(value.shape) != want and not (not per_sample and value.numel() == 1):
+        raise ValueError(
+            f"an event's condition returned shape {tuple(value.shape)}: return {want}, "
+            + ("one number for each sample" if per_sample else "one number (per_sample=True gives each sample its own event)")
+        )
+
+
+@dataclass(eq=False)
+class _Track:
+    """Conditions along one accepted step, on the host."""
+
+    watch: Watch
+    t: np.ndarray
+    dt: np.ndarray
+    y: Tensor
+    dense: Tensor
+
+    def value(self, event: Event, theta: np.ndarray) -> np.ndarray:
+        """The condition at ``theta`` of each row; booleans are -1 (false) and 1 (true)."""
+        rows = self.y + polynomial(self.dense, from_host(theta, self.y))
+        time = self.watch._time(torch.from_numpy(self.t + theta * self.dt).to(self.y.device), self.y)
+        value = self.watch._value(event, time, rows)
+        return to_host(value) * 2 - 1 if value.dtype is torch.bool else to_host(value)
+
+    def search(self, event: Event, side: np.ndarray, ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First crossing (inf where there is none) and the sign at the end of the step."""
+        found = np.full(len(self.t), np.inf)
+        low = np.zeros(len(self.t))
+        boolean = False
+        for j in range(1, event.checks + 1):
+            high = np.full(len(self.t), j / event.checks)
+            value = self.value(event, high)
+            boolean = self._boolean(event)
+            if boolean and j < event.checks:
+                continue
+            sign = np.sign(value)
+            crossed = ok & ~np.isfinite(found) & self._crosses(event, side, sign, boolean)
+            if crossed.any():
+                root = high if boolean else self._root(event, low, high, side)
+                found = np.where(crossed, root, found)
+            side = np.where(ok & (sign != 0), sign, side)
+            low = high
+        return found, side
+
+    def _boolean(self, event: Event) -> bool:
+        time = self.watch._time(torch.from_numpy(self.t).to(self.y.device), self.y)
+        return self.watch._value(event, time, self.y).dtype is torch.bool
+
+    @staticmethod
+    def _crosses(event: Event, side: np.ndarray, sign: np.ndarray, boolean: bool) -> np.ndarray:
+        if boolean:
+            return sign > 0
+        up, down = (side < 0) & (sign >= 0), (side > 0) & (sign <= 0)
+        return (up & (event.direction >= 0)) | (down & (event.direction <= 0))
+
+    def _root(self, event: Event, low: np.ndarray, high: np.ndarray, side: np.ndarray) -> np.ndarray:
+        """Bracketed root by the Illinois rule, bisection where it stalls; right of the root by rounding."""
+        a, b = low.copy(), high.copy()
+        fa, fb = self.value(event, a), self.value(event, b)
+        fa = np.where(fa == 0, side * 1e-300, fa)
+        for count in range(_ROUNDS):
+            wide = (b - a) > 4e-16 * (1 + b)
+            if not (wide & (fb != 0)).any():
+                break
+            with np.errstate(all="ignore"):
+                c = b - fb * (b - a) / (fb - fa)
+            middle = 0.5 * (a + b)
+            c = np.where(np.isfinite(c) & (c > a) & (c < b) & (count % 3 != 2), c, middle)
+            fc = self.value(event, c)
+            left = np.sign(fc) == side
+            fb = np.where(left, np.where(wide, fb * 0.5, fb), fc)
+            fa = np.where(left, fc, fa * 0.5)
+            a, b = np.where(left, c, a), np.where(left, b, c)
+            fb = np.where(np.sign(fb) == side, 0.0, fb)
+        return b
