@@ -1,4 +1,4 @@
-"""Orders of convergence: of every exported explicit solver, its dense output and its error estimate.
+"""Orders of every exported explicit solver, of its dense output and of its error estimate.
 
 What the facts mean, and what is measured here:
 
@@ -11,10 +11,10 @@ What the facts mean, and what is measured here:
 import numpy as np
 import pytest
 import torch
-from claims import EXPLICIT, PAIRS, identify, one_step, slope, steps_of
-from oracles import COMPLEX, GENERIC, LINEAR, LOGISTIC, PROBLEMS, SWELL, Problem
 
 import dxdt
+from claims import EXPLICIT, PAIRS, identify, one_step, slope, steps_of
+from oracles import COMPLEX, GENERIC, LINEAR, LOGISTIC, PROBLEMS, SWELL, Problem
 
 INSIDE = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
 
@@ -154,7 +154,6 @@ def test_adaptive_solves_meet_their_tolerance(solver, problem, back):
         controller=dxdt.PID(rtol=tol, atol=tol),
     )
     error = float((sol.y1 - problem.end).abs().max())
-    # A pair of order one below two steps much longer than it needs to: its estimate is far above its error.
     assert error <= 50 * tol
     assert sol.status is dxdt.Status.SUCCESS
     assert sol.t1 == problem.t1
