@@ -149,9 +149,13 @@ class _Host:
 
     @staticmethod
     def choose(mask: Ticks, new: Tensor, old: Tensor) -> Tensor:
-        """Rows of ``new`` where ``mask``, of ``old`` elsewhere; no operation where all agree."""
+        """Rows of ``new`` where ``mask``, of ``old`` elsewhere; no copy where all agree.
+
+        Cotangents meet in one node here whatever the mask, so that the order of their sums, and with
+        it the last bits of a row's gradient, does not depend on what the other rows do.
+        """
         if mask.all():
-            return new
+            return new.view_as(new) if new.requires_grad else new
         if not mask.any():
             return old
         rows = torch.from_numpy(mask).to(new.device)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
+from dxdt.ops.clock import Ticks, factors, moments, scaled_sum, to_host
 from dxdt.solve.controller import Controller, Scale, Span
 from dxdt.solve.equation import Rows
 from dxdt.solve.event import Crossing, Watch
@@ -40,6 +40,7 @@ __all__ = [
     "propose",
     "run",
     "settle",
+    "start",
 ]
 
 _SUCCESS, _MAXED, _EVENT = Status.SUCCESS.code, Status.MAX_STEPS.code, Status.EVENT.code
@@ -171,7 +172,9 @@ def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False) -> Carry:
     """The carry before the first step; ``grad`` keeps what derivatives need."""
     span = plan.span
     origin = None if plan.ends is None else plan.ends.t0
-    solver = plan.solver.init(plan.equation, span.t0 if origin is None else origin, y, plan.dense)
+    if y.requires_grad:
+        y = y.view_as(y)  # cotangents of the steps meet here (see ``Clock.choose``)
+    solver = start(plan, span.t0 if origin is None else origin, y)
     if dt is None and plan.scale is not None:
         dt = starting_step(plan, y, plan.solver.slope(solver))
     dt, control = plan.controller.start(span, dt, plan.solver.error_order)
@@ -184,6 +187,27 @@ def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False) -> Carry:
         if grad and origin is None:
             origin = torch.as_tensor(span.t0, device=y.device).reshape(-1)
     return Carry(span.t0, dt, y, solver, control, status, count, count, park, origin, count, sides)
+
+
+def start(plan: Plan, t0: Ticks, y: Tensor) -> State:
+    """Solver state at the start.
+
+    Where the field of a row is not finite there, the row keeps that value but passes no gradient:
+    its derivative is taken where another row begins.
+    """
+    if y.requires_grad:
+        y = y.view_as(y)
+    state = plan.solver.init(plan.equation, t0, y, plan.dense)
+    if not (state and torch.is_grad_enabled() and y.shape[0] > 1):
+        return state
+    finite = to_host(torch.stack([torch.isfinite(s.detach()).flatten(1).all(1) for s in state]).all(0)) > 0
+    if finite.all() or not finite.any():
+        return state
+    source = np.where(finite, np.arange(len(finite)), np.flatnonzero(finite)[0])
+    choose = plan.span.clock.choose
+    t0 = choose(finite, t0, t0.detach()[source]) if isinstance(t0, Tensor) else t0[source]
+    safe = plan.solver.init(plan.equation, t0, choose(finite, y, y.detach()[source]), plan.dense)
+    return tuple(choose(finite, a, b.detach()) for a, b in zip(safe, state, strict=True))
 
 
 def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
@@ -283,7 +307,8 @@ def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
     park = None
     if c.park is not None:
         attempt = _protected(plan, c, attempt, error)
-        park = _parked(plan, ok, attempt.at, c.park)
+        lost = ok.any() & (c.accepted == 0) & ~np.isfinite(error)
+        park = _parked(plan, ok | lost, attempt.at, c.park)
     if plan.controller.jumps:
         attempt = _landed(plan, attempt)
     attempts, accepted = c.attempts + running, c.accepted + ok
@@ -369,8 +394,8 @@ def _protected(plan: Plan, c: Carry, attempt: Attempt, error: Ticks) -> Attempt:
     source = Point(
         np.where(c.accepted > 0, c.park.t, at.t[donor]),
         at.dt,
-        plan.span.clock.choose(c.accepted > 0, c.park.y, at.y[rows]),
-        choose_state(plan, c.accepted > 0, c.park.solver, tuple(s[rows] for s in at.solver)),
+        plan.span.clock.choose(c.accepted > 0, c.park.y, at.y[rows].detach()),
+        choose_state(plan, c.accepted > 0, c.park.solver, tuple(s[rows].detach() for s in at.solver)),
     )
     attempt = attempt._replace(at=_parked(plan, ~bad, at, source))
     return attempt._replace(step=propose(plan, attempt)) if torch.is_grad_enabled() else attempt
@@ -390,7 +415,8 @@ def _measure(plan: Plan, y: Tensor, step: Step, dt: Ticks) -> Ticks:
             y, new = y.detach(), new.detach()
         return clock.read(plan.scale(step.error, y, new))
     if plan.check:
-        finite = clock.read(torch.isfinite(step.y.detach()).all(-1)) > 0
+        values = torch.stack([torch.isfinite(x.detach()).flatten(1).all(1) for x in (step.y, *step.state)])
+        finite = clock.read(values.all(0)) > 0
         return clock.where(finite, clock.full(dt, 0.0), float("inf"))
     return clock.full(dt, 0.0)
 
