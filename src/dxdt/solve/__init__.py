@@ -1,10 +1,11 @@
 """Solving differential equations: dy = f(t, y) dt + g(t, y) dX(t)."""
 
+from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
 from dxdt.solve.event import Event, SteadyState
 from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
-from dxdt.solve.gradient import Checkpointed, Direct, Gradient
+from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
 from dxdt.solve.progress import TextProgress
 from dxdt.solve.save import Save

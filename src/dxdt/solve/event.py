@@ -257,13 +257,14 @@ class _Track:
         """First crossing (inf where there is none) and the sign at the end of the step."""
         found = np.full(len(self.t), np.inf)
         low = np.zeros(len(self.t))
-        boolean = False
+        boolean = self._boolean(event)
+        if not boolean and (ok & (side == 0)).any():
+            side = np.where(side == 0, self._leaning(event), side)
         for j in range(1, event.checks + 1):
             high = np.full(len(self.t), j / event.checks)
-            value = self.value(event, high)
-            boolean = self._boolean(event)
             if boolean and j < event.checks:
                 continue
+            value = self.value(event, high)
             sign = np.sign(value)
             crossed = ok & ~np.isfinite(found) & self._crosses(event, side, sign, boolean)
             if crossed.any():
@@ -272,6 +273,12 @@ class _Track:
             side = np.where(ok & (sign != 0), sign, side)
             low = high
         return found, side
+
+    def _leaning(self, event: Event) -> np.ndarray:
+        """Sign of the condition just after the start, where it is zero at the start: of its slope."""
+        t, dt = (torch.from_numpy(x).to(self.y.device) for x in (self.t, self.dt))
+        slope = self.watch._slope(event, torch.zeros_like(t), t, dt, self.y, self.dense)
+        return np.zeros(len(self.t)) if slope is None else np.sign(to_host(slope))
 
     def _boolean(self, event: Event) -> bool:
         time = self.watch._time(torch.from_numpy(self.t).to(self.y.device), self.y)
