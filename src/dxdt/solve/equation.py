@@ -11,10 +11,11 @@ states (see ``ops.tree``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, final
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from dxdt.ops.clock import Ticks, moments
@@ -130,6 +131,7 @@ class Rows:
         args: extra arguments of the fields.
         noise: the random path bound to this solve, for stochastic equations.
         meter: counts of this solve, shared by all copies of the equation.
+        muted: rows whose drift counts as zero, ``(R, 1)``, or None.
     """
 
     equation: Equation
@@ -137,9 +139,18 @@ class Rows:
     args: tuple[Any, ...] = ()
     noise: Any = None
     meter: Meter = field(default_factory=Meter)
+    muted: Tensor | None = None
+
+    def mute(self, rows: np.ndarray) -> Rows:
+        """The equation with zero drift in some rows, of which nothing is wanted."""
+        return replace(self, muted=torch.from_numpy(rows)[:, None])
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y) as rows ``(R, n)``."""
+        rows = self._drift(t, y)
+        return rows if self.muted is None else torch.where(self.muted.to(rows.device), 0.0, rows)
+
+    def _drift(self, t: Tensor, y: Tensor) -> Tensor:
         layout, meter = self.layout, self.meter
         meter.evaluations += 1
         if t.dtype is not layout.time_dtype:
@@ -151,7 +162,7 @@ class Rows:
         if not meter.checked:
             layout.check(value, "the field's value")
             meter.checked = True
-            meter.plain = layout.aliased and isinstance(self.equation, ODE)
+            meter.plain = layout.aliased and type(self.equation) is ODE
         return layout.pack(value)
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:

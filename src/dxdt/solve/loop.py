@@ -138,6 +138,7 @@ class Attempt(NamedTuple):
         landed: the clock after a jump.
         origin: differentiable time at which the fresh rows began.
         crossing: where events cut it short, or None.
+        muted: rows whose field counts as zero, because it is not finite anywhere, or None.
     """
 
     at: Point
@@ -151,6 +152,7 @@ class Attempt(NamedTuple):
     landed: Ticks
     origin: Tensor | None
     crossing: Crossing | None
+    muted: Ticks | None = None
 
 
 class After(NamedTuple):
@@ -264,7 +266,8 @@ def attach(plan: Plan, attempt: Attempt) -> tuple[Ticks, Ticks]:
 def propose(plan: Plan, attempt: Attempt) -> Step:
     """The solver's step from where an attempt begins."""
     t, dt = attach(plan, attempt)
-    return plan.solver.step(plan.equation, t, dt, attempt.at.y, attempt.at.solver, attempt.index)
+    equation = plan.equation if attempt.muted is None else plan.equation.mute(attempt.muted)
+    return plan.solver.step(equation, t, dt, attempt.at.y, attempt.at.solver, attempt.index)
 
 
 def settle(plan: Plan, attempt: Attempt) -> After:
@@ -397,7 +400,7 @@ def _protected(plan: Plan, c: Carry, attempt: Attempt, error: Ticks) -> Attempt:
         plan.span.clock.choose(c.accepted > 0, c.park.y, at.y[rows].detach()),
         choose_state(plan, c.accepted > 0, c.park.solver, tuple(s[rows].detach() for s in at.solver)),
     )
-    attempt = attempt._replace(at=_parked(plan, ~bad, at, source))
+    attempt = attempt._replace(at=_parked(plan, ~bad, at, source), muted=bad)
     return attempt._replace(step=propose(plan, attempt)) if torch.is_grad_enabled() else attempt
 
 
