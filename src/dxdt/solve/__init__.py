@@ -1,5 +1,6 @@
 """Solving differential equations: dy = f(t, y) dt + g(t, y) dX(t)."""
 
+from dxdt.solve.backsolve import Backsolve
 from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
@@ -22,6 +23,7 @@ __all__ = [
     "RK4",
     "SDE",
     "Additive",
+    "Backsolve",
     "Bosh3",
     "Checkpointed",
     "Clip",
