@@ -1,0 +1,126 @@
+"""Derivatives of fields: Jacobian-vector products, their transposes, and the divergence.
+
+A field maps (B, *shape) to (B, *shape) and each row of its value depends on the same row of its
+argument only. One forward and one transposed pass then give, for a direction d,
+
+    <d, J^T d>   of every row at once,
+
+and the divergence tr J is the sum of these over a basis (exact), or their mean over random d with
+E[d d^T] = I (unbiased).
+
+Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989); Skilling,
+"The eigenvalues of mega-dimensional matrices" (1989); Grathwohl et al., "FFJORD" (2019), 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dxdt.ops.random import rademacher
+
+__all__ = ["Exact", "Hutchinson", "Trace", "divergence", "jvp", "value_and_traces", "vjp"]
+
+
+def jvp(f: Callable[[Tensor], Any], y: Tensor, v: Tensor) -> tuple[Any, Any]:
+    """Return f(y) and J v by forward differentiation; f may return a tree of tensors."""
+    value, product, *_ = torch.func.jvp(f, (y,), (v,))
+    return value, product
+
+
+def vjp(f: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return f(y) and the map w -> J^T w by reverse differentiation."""
+    value, pull, *_ = torch.func.vjp(f, y)
+    return value, lambda w: pull(w)[0]
+
+
+class Trace(Protocol):
+    """How the divergence is measured: which directions, and what their products mean."""
+
+    def directions(self, y: Tensor) -> Float[Tensor, "probes *shape"]:
+        """Return the directions for states like `y`, to be kept for a whole solve."""
+        ...
+
+    def combine(self, products: Float[Tensor, "probes batch"]) -> Float[Tensor, "batch kept"]:
+        """Turn <d, J^T d> for every direction into estimates that are averaged in the end."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Exact:
+    """tr J as the sum over the standard basis: as many transposed passes as entries."""
+
+    def directions(self, y: Float[Tensor, "batch *shape"]) -> Float[Tensor, "n batch *shape"]:
+        """Return the n standard basis vectors, the same for every row."""
+        n = y[0].numel()
+        basis = torch.eye(n, dtype=y.dtype, device=y.device).reshape(n, 1, *y.shape[1:])
+        return basis.expand(n, *y.shape)
+
+    def combine(self, products: Float[Tensor, "n batch"]) -> Float[Tensor, "batch 1"]:
+        """Return their sum."""
+        return products.sum(0).unsqueeze(-1)
+
+
+@final
+@dataclass(frozen=True)
+class Hutchinson:
+    """tr J as a mean over random signs, one estimate for each probe.
+
+    A row's signs depend on (seed, probe, row) only, not on the size of the batch.
+
+    Args:
+        probes: number of directions; the spread of their estimates gives a standard error.
+        seed: names the directions.
+
+    Raises:
+        ValueError: `probes` is below 1.
+    """
+
+    probes: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.probes < 1:
+            raise ValueError(
+                f"Hutchinson: probes={self.probes} measures nothing; give at least 1."
+            )
+
+    def directions(self, y: Float[Tensor, "batch *shape"]) -> Float[Tensor, "probes batch *shape"]:
+        """Return independent signs for every probe, row and entry."""
+        probe = torch.arange(self.probes, device=y.device)[:, None, None]
+        row = torch.arange(y.shape[0], device=y.device)[:, None]
+        entry = torch.arange(y[0].numel(), device=y.device)
+        signs = rademacher(self.seed, row, probe, entry, dtype=y.dtype)
+        return torch.as_tensor(signs).reshape(self.probes, *y.shape)
+
+    def combine(self, products: Float[Tensor, "probes batch"]) -> Float[Tensor, "batch probes"]:
+        """Return every probe's estimate."""
+        return products.transpose(0, 1)
+
+
+def value_and_traces(
+    f: Callable[[Tensor], Tensor],
+    y: Float[Tensor, "batch *shape"],
+    directions: Float[Tensor, "probes batch *shape"],
+) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "probes batch"]]:
+    """Return f(y) and <d, J^T d> for every direction d and row: one forward pass in all."""
+    value, pull = vjp(f, y)
+    if directions.shape[0] == 1:
+        pulled = pull(directions[0]).unsqueeze(0)
+    else:
+        pulled = torch.func.vmap(pull)(directions)
+    return value, (directions * pulled).flatten(2).sum(-1)
+
+
+def divergence(
+    f: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *shape"], kind: Trace
+) -> Float[Tensor, " batch"]:
+    """Return tr(df/dy) of every row, measured by `kind`."""
+    _, products = value_and_traces(f, y, kind.directions(y))
+    return kind.combine(products).mean(-1)
