@@ -1,0 +1,134 @@
+"""The equations that carry the prior back to the data.
+
+With D = E[x_0 | x_t] and eps = E[eps | x_t], for t running down from t1 to t0,
+
+    dx = [a' D + b' mu + c' eps + tau^2 g^2 eps / (2 c)] dt + tau g dW
+
+has the marginals of the diffusion for every tau in [0, 1]: tau = 0 is the probability flow and
+tau = 1 the reverse equation of Anderson. In this form the flow needs no division by a, so it
+holds for processes that forget the data entirely.
+
+A solver that knows the affine part finds it beside the drift: a, b, c, lam with its inverse, tau,
+and the denoiser's answer, `remainder`.
+
+Source: Song et al., "Score-based generative modeling through SDEs" (2021), equations 6 and 13;
+Zhang and Chen, "Fast sampling of diffusion models with exponential integrator" (2023), equation 6.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+
+from dxdt.diffusion.denoiser import DenoiserLike, Posterior
+from dxdt.diffusion.process import Process
+from dxdt.ops.tree import Layout
+from dxdt.solve.equation import Ito
+from dxdt.solve.noise import Additive
+
+
+@dataclass(frozen=True, eq=False)
+class Reverse(ABC):
+    """What both kinds of reverse equation share.
+
+    Attributes:
+        denoiser: answers E[x_0 | x_t].
+        tau: share of noise.
+        mu: mean of the process, or None for zero.
+    """
+
+    denoiser: DenoiserLike
+    tau: float = 0.0
+    mu: Tensor | None = None
+
+    @property
+    def process(self) -> Process:
+        """The diffusion that is reversed."""
+        return self.denoiser.process
+
+    @property
+    def fields(self) -> tuple[Callable[..., Any], ...]:
+        """The denoiser, searched for parameters."""
+        return (self.denoiser,)
+
+    def a(self, t: Tensor) -> Tensor:
+        """Return the weight of x_0 at `t`."""
+        return self.process.a(t)
+
+    def b(self, t: Tensor) -> Tensor:
+        """Return the weight of mu at `t`."""
+        return self.process.b(t)
+
+    def c(self, t: Tensor) -> Tensor:
+        """Return the weight of the noise at `t`."""
+        return self.process.c(t)
+
+    def lam(self, t: Tensor) -> Tensor:
+        """Return log(a / c) at `t`."""
+        return self.process.lam(t)
+
+    def time(self, lam: Tensor) -> Tensor:
+        """Return the time of a given log(a / c)."""
+        return self.process.time(lam)
+
+    def remainder(self, t: Tensor, y: Tensor) -> Posterior:
+        """Return the denoiser's answer, the part of the equation that is not affine."""
+        return self.denoiser(y, t, self.mu)
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return the bracket above at `t` () or (batch,) and `y` (batch, *shape)."""
+        rates = self.process.rates(t, y)
+        answer = self.remainder(t, y)
+        flow = answer.flow(rates)
+        if self.tau == 0:
+            return flow
+        c = self.process.moments(t, y).c
+        return flow + (0.5 * self.tau**2) * rates.g2 / c * answer.noise
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ProbabilityFlow(Reverse):
+    """The deterministic reverse equation, tau = 0."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ReverseSDE(Reverse):
+    """The reverse equation with noise, 0 < tau <= 1; its noise depends on time alone."""
+
+    noise: Additive = Additive()  # noqa: RUF009
+    calculus: Ito = Ito()  # noqa: RUF009
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return tau g(t), shaped like `y`."""
+        return (self.tau * self.process.rates(t, y).g2.sqrt()).expand_as(y)
+
+    def noise_size(self, layout: Layout) -> int:
+        """Return the components of W in a row."""
+        return self.noise.size(layout)
+
+
+def reverse(
+    denoiser: DenoiserLike, tau: float = 0.0, mu: Tensor | None = None
+) -> ProbabilityFlow | ReverseSDE:
+    """Return the reverse equation of a denoiser's process, ready for `dxdt.solve` with t1 > t0.
+
+    Args:
+        denoiser: any denoiser.
+        tau: 0 for the probability flow, 1 for the reverse SDE, or between.
+        mu: mean of the process (batch, *shape), for processes that have one.
+
+    Raises:
+        ValueError: `tau` is not in [0, 1].
+    """
+    if not 0 <= tau <= 1:
+        raise ValueError(
+            f"reverse: tau={tau} is no share of noise; "
+            "choose 0 (probability flow) to 1 (reverse SDE)."
+        )
+    return ProbabilityFlow(denoiser, 0.0, mu) if tau == 0 else ReverseSDE(denoiser, tau, mu)
