@@ -1,18 +1,20 @@
 """Counter-based random numbers: a draw is a pure function of (seed, row, node, component).
 
-The generator is Philox-4x32-10 written in int64 operations, so the integers are the same eager, compiled and on
-every device, whatever the batch. One block gives four words, components 4b .. 4b + 3. Normals come from pairs of
-words by the polar identity of Box and Muller. Logarithm and sine are polynomials over correctly rounded
-operations: library functions differ between vector widths and between executors, these do not, so normals too
-are bitwise equal for every size and for every executor on the CPU.
+The generator is Philox-4x32-10 written in int64 operations, so the integers are the same eager,
+compiled and on every device, whatever the batch. One block gives four words, components
+4b .. 4b + 3. Normals come from pairs of words by the polar identity of Box and Muller. Logarithm
+and sine are polynomials over correctly rounded operations: library functions differ between
+vector widths and between executors, these do not, so normals too are bitwise equal for every
+size and for every executor on the CPU.
 
-Arrays may be numpy arrays or tensors, and the answer is of the same kind. Small eager draws on the CPU run in
-numpy, where an operation costs a quarter of a tensor dispatch.
+Arrays may be numpy arrays or tensors, and the answer is of the same kind. Eager draws on the CPU
+run in numpy, where an operation costs a quarter of a tensor dispatch.
 
 Not covered: cryptography; a tail beyond 6.7 standard deviations (words have 32 bits).
 
 References: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011,
-https://doi.org/10.1145/2063384.2063405; Box, Muller, "A note on the generation of random normal deviates", 1958.
+https://doi.org/10.1145/2063384.2063405; Box, Muller, "A note on the generation of random normal
+deviates", Ann. Math. Statist. 1958, https://doi.org/10.1214/aoms/1177706645.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Integers", "bits", "key", "normal", "normals", "philox", "rademacher", "seed_tensor", "uniform"]
+__all__ = [
+    "Integers",
+    "bits",
+    "key",
+    "normal",
+    "normals",
+    "philox",
+    "rademacher",
+    "seed_tensor",
+    "uniform",
+]
 
 Integers: TypeAlias = Any
 """An int, or an int64 numpy array or tensor."""
@@ -34,8 +46,9 @@ _Words: TypeAlias = tuple[_Array, _Array, _Array, _Array]
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
-# The published multipliers less 2**32: products of words then stay inside int64, where overflow would be
-# undefined behaviour in compiled code, and the high word is the shifted product plus the word itself.
+# The published multipliers less 2**32: products of words then stay inside int64, where overflow
+# would be undefined behaviour in compiled code, and the high word is the shifted product plus the
+# word itself.
 _MULTIPLIER_0 = 0xD2511F53 - (1 << 32)
 _MULTIPLIER_1 = 0xCD9E8D57 - (1 << 32)
 _WEYL_0 = 0x9E3779B9
@@ -70,24 +83,31 @@ def key(seed: Integers) -> tuple[Integers, Integers]:
 
 
 def seed_tensor(seed: int, device: torch.device | str | None = None) -> Tensor:
-    """Hold a seed in a 0-d int64 tensor, so that compiled code does not recompile for a new one."""
+    """Hold a seed in a 0-d int64 tensor, so that a new one does not recompile compiled code."""
     low = seed & 0xFFFFFFFFFFFFFFFF
     return torch.tensor(low - (1 << 64) if low >> 63 else low, dtype=torch.int64, device=device)
 
 
-def philox(counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[Integers, Integers]) -> _Words:
+def philox(
+    counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[Integers, Integers]
+) -> _Words:
     """Encrypt a counter of four 32-bit words under two key words: Philox-4x32-10.
 
-    One round: (c0, c1, c2, c3) <- (hi(B c2) ^ c1 ^ k0, lo(B c2), hi(A c0) ^ c3 ^ k1, lo(A c0)), then the keys
-    grow by the Weyl constants. Arguments broadcast; only their low 32 bits count.
+    One round: (c0, c1, c2, c3) <- (hi(B c2) ^ c1 ^ k0, lo(B c2), hi(A c0) ^ c3 ^ k1, lo(A c0)),
+    then the keys grow by the Weyl constants. Arguments broadcast; their low 32 bits count.
     """
-    # Masking also keeps the compiler from folding `arange * multiplier` into its index arithmetic, which
-    # overflows 32 bits in vectorised code (torch 2.13).
+    # Masking also keeps the compiler from folding `arange * multiplier` into its index arithmetic,
+    # which overflows 32 bits in vectorised code (torch 2.13).
     c0, c1, c2, c3 = (c & _MASK for c in counter)
     k0, k1 = keys
     for _ in range(_ROUNDS):
         p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c1, c2, c3 = ((p1 >> 32) + c2) ^ (c1 ^ k0), p1 & _MASK, ((p0 >> 32) + c0) ^ (c3 ^ k1), p0 & _MASK
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) + c2) ^ (c1 ^ k0),
+            p1 & _MASK,
+            ((p0 >> 32) + c0) ^ (c3 ^ k1),
+            p0 & _MASK,
+        )
         k0, k1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
     return c0, c1, c2, c3
 
@@ -103,7 +123,7 @@ def _cast_bits(x: _Array, real: bool) -> _Array:
 
 
 def _root(x: _Array) -> _Array:
-    """sqrt(x) for x > 0: `torch.sqrt` on the CPU is not correctly rounded and differs from compiled code."""
+    """sqrt(x) for x > 0: eager `torch.sqrt` on the CPU is not correctly rounded, compiled is."""
     return x * (torch.rsqrt(x) if isinstance(x, Tensor) else 1.0 / np.sqrt(x))
 
 
@@ -124,7 +144,10 @@ def _minus_two_log(w: _Array) -> _Array:
 
 
 def _pair(w0: _Array, w1: _Array) -> tuple[_Array, _Array]:
-    """Two independent float64 normals r (cos a, sin a): a in (-pi/2, pi/2) from the word w1, whose low bit signs r."""
+    """Two independent float64 normals r (cos a, sin a).
+
+    The word w1 gives a in (-pi/2, pi/2), and by its low bit the sign of r.
+    """
     r = _root(_minus_two_log(w0)) * _real(1 - 2 * (w1 & 1))
     q = _real(w1) * 2.0**-31 - 1.0
     half = q * _horner(q * q, _SINE)
@@ -143,23 +166,37 @@ def _on_host(*arguments: Integers) -> bool:
     )
 
 
-def _pointwise(draw: Callable[[_Words, Integers], _Array], arguments: tuple[Integers, ...]) -> _Array:
+def _pointwise(
+    draw: Callable[[_Words, Integers], _Array], arguments: tuple[Integers, ...]
+) -> _Array:
     """Apply `draw` to the words of the blocks that hold the asked components."""
     wants_numpy = any(isinstance(a, np.ndarray) for a in arguments)
     if _on_host(*arguments):
-        arguments = tuple(a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in _signed(arguments))
+        arguments = tuple(
+            a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in _signed(arguments)
+        )
     seed, row, node, component = arguments
     result = draw(_block(seed, row, node, component >> 2), component & 3)
-    return result if wants_numpy or isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
+    return (
+        result
+        if wants_numpy or isinstance(result, Tensor)
+        else torch.from_numpy(np.asarray(result))
+    )
 
 
 def _signed(arguments: tuple[Integers, ...]) -> tuple[Integers, ...]:
     """Python ints brought into the range of int64, modulo 2**64."""
-    return tuple(((a + (1 << 63)) % (1 << 64)) - (1 << 63) if isinstance(a, int) else a for a in arguments)
+    return tuple(
+        ((a + (1 << 63)) % (1 << 64)) - (1 << 63) if isinstance(a, int) else a for a in arguments
+    )
 
 
 def _where(condition: _Array, a: _Array, b: _Array) -> _Array:
-    return torch.where(condition, a, b) if isinstance(condition, Tensor) else np.where(condition, a, b)
+    return (
+        torch.where(condition, a, b)
+        if isinstance(condition, Tensor)
+        else np.where(condition, a, b)
+    )
 
 
 def _word(words: _Words, lane: Integers) -> _Array:
@@ -184,26 +221,36 @@ def _cast(x: _Array, dtype: torch.dtype) -> _Array:
 
 
 def bits(seed: Integers, row: Integers, node: Integers, component: Integers) -> _Array:
-    """Draw uniform 32-bit words, as int64 in [0, 2**32), of the broadcast shape of the arguments."""
+    """Draw uniform words, int64 in [0, 2**32), of the broadcast shape of the arguments."""
     return _pointwise(_word, (seed, row, node, component))
 
 
 def normal(
-    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+    seed: Integers,
+    row: Integers,
+    node: Integers,
+    component: Integers,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> _Array:
     """Draw standard normals of the broadcast shape of the arguments.
 
-    float32 values are the float64 ones rounded. Runs of components cost a quarter through `normals`.
+    float32 values are the float64 ones rounded. Runs of components cost a quarter by `normals`.
     """
     return _cast(_pointwise(_normal, (seed, row, node, component)), dtype)
 
 
 def uniform(
-    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+    seed: Integers,
+    row: Integers,
+    node: Integers,
+    component: Integers,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> _Array:
     """Draw uniforms on the open interval (0, 1), of the broadcast shape of the arguments.
 
-    The midpoint of one of 2**32 cells in float64, of 2**23 in float32, where both ends stay out of reach.
+    The midpoint of one of 2**32 cells in float64, of 2**23 in float32: the ends stay out of reach.
     """
     w = bits(seed, row, node, component)
     if dtype == torch.float64:
@@ -212,7 +259,12 @@ def uniform(
 
 
 def rademacher(
-    seed: Integers, row: Integers, node: Integers, component: Integers, *, dtype: torch.dtype = torch.float32
+    seed: Integers,
+    row: Integers,
+    node: Integers,
+    component: Integers,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> _Array:
     """Draw signs -1 or +1 with equal probability, of the broadcast shape of the arguments."""
     return _cast(_real((bits(seed, row, node, component) >> 31) * 2 - 1), dtype)
@@ -221,15 +273,15 @@ def rademacher(
 def normals(
     seed: Integers, row: Integers, node: Integers, size: int, *, dtype: torch.dtype = torch.float32
 ) -> _Array:
-    """Draw the standard normals of components 0 .. size - 1 along a new last axis; all four words are used.
+    """Draw the standard normals of components 0 .. size - 1 along a new last axis.
 
-    Shapes: row and node broadcast to S, at least one of them being an array; the answer is (*S, size).
+    Shapes: row and node, at least one of them an array, broadcast to S; the answer is (*S, size).
     """
     count = (size + 3) // 4
     if _on_host(seed, row, node):
         wants_numpy = not any(isinstance(a, Tensor) for a in (row, node))
-        host = (a.numpy() if isinstance(a, Tensor) else a for a in _signed((seed, row, node)))
-        z = _cast(_host_normals(*host, count)[..., :size], dtype)
+        host = [a.numpy() if isinstance(a, Tensor) else a for a in _signed((seed, row, node))]
+        z = _cast(_host_normals(host[0], host[1], host[2], count)[..., :size], dtype)
         return z if wants_numpy else torch.from_numpy(np.ascontiguousarray(z))
     row, node = (a.unsqueeze(-1) if isinstance(a, Tensor) else a for a in (row, node))
     device = row.device if isinstance(row, Tensor) else node.device

@@ -3,15 +3,19 @@
 from dxdt.paths.brownian import Brownian
 from dxdt.paths.driver import Correlated, Driver, Increment, Levy, SpaceTime
 from dxdt.paths.increments import Increments
+from dxdt.paths.levy import Davie, Foster, levy_area
 from dxdt.paths.path import Path
 
 __all__ = [
     "Brownian",
     "Correlated",
+    "Davie",
     "Driver",
+    "Foster",
     "Increment",
     "Increments",
     "Levy",
     "Path",
     "SpaceTime",
+    "levy_area",
 ]

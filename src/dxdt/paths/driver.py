@@ -2,8 +2,8 @@
 
     W = W(t + dt) - W(t),        H = (1/dt) int_t^{t+dt} (W(s) - W(t) - (s - t)/dt W) ds.
 
-H is the space-time Levy area: N(0, |dt|/12), independent of W. With dt < 0 (a backward solve) W changes sign and H
-does not. A driver is a value; `bind` gives it the shape of one solve.
+H is the space-time Levy area: N(0, |dt|/12), independent of W. With dt < 0 (a backward solve) W
+changes sign and H does not. A driver is a value; `bind` gives it the shape of one solve.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Levy: TypeAlias = type[SpaceTime] | None
 
 
 class Increment(NamedTuple):
-    """What a driver did over [t, t + dt]: W and H are (R, size), H is None unless the driver has it."""
+    """What a driver did over [t, t + dt]: W and H of shape (R, size), H None where not asked."""
 
     dt: Ticks
     W: Tensor
@@ -67,8 +67,10 @@ class Driver(Protocol):
     ) -> Any: ...
 
 
-def mix(values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]) -> Float[Tensor, "*shape n"]:
-    """The product matrix @ values, summed in a fixed order: its bits do not depend on the batch size."""
+def mix(
+    values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]
+) -> Float[Tensor, "*shape n"]:
+    """The product matrix @ values, in a fixed order: its bits do not depend on the batch size."""
     columns = matrix.unbind(1)
     total = values[..., :1] * columns[0]
     for j, column in enumerate(columns[1:], 1):
@@ -95,7 +97,8 @@ class Correlated:
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
             raise ValueError(
-                f"Correlated: the factor has shape {tuple(self.matrix.shape)}; give a matrix of shape (n, m)"
+                f"Correlated: the factor has shape {tuple(self.matrix.shape)}; "
+                "give a matrix of shape (n, m)"
             )
 
     @property
@@ -121,7 +124,10 @@ class Correlated:
         """Give the path the shape of one solve; see `Brownian.bind`."""
         n, m = self.matrix.shape
         if n != size:
-            raise ValueError(f"Correlated: the factor has {n} rows but the noise has size {size}; give ({size}, m)")
+            raise ValueError(
+                f"Correlated: the factor has {n} rows but the noise has size {size}; "
+                f"give a matrix of shape ({size}, m)"
+            )
         inner = self.driver.bind(t0, t1, rows, m, dtype, device, row_offset)
         return _BoundCorrelated(inner, self.matrix.to(device=device, dtype=dtype))
 
@@ -134,7 +140,9 @@ class _BoundCorrelated:
     def increment(self, t: Ticks, dt: Ticks, step: Any = 0) -> Increment:
         """The increment of L W, and of H likewise."""
         inner = self.inner.increment(t, dt, step)
-        return Increment(dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix))
+        return Increment(
+            dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix)
+        )
 
     def value(self, t: Any) -> Tensor:
         """L (W(t) - W(t0)); see `Brownian`."""

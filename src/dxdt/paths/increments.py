@@ -26,8 +26,9 @@ _CHUNK_NUMBERS = 1 << 18
 class Increments:
     """Brownian increments keyed by (seed, row, step): W = sqrt(dt) normal, H = sqrt(dt/12) normal.
 
-    The path belongs to the grid: another step size is another path, so an adaptive solve cannot use it, and a
-    coarse grid is not the refinement of a fine one (`Brownian` is). W is the same with and without H.
+    The path belongs to the grid: another step size is another path, so an adaptive solve cannot
+    use it, and a fine grid does not refine a coarse one (with `Brownian` it does). W is the same
+    with and without H.
 
     Args:
         seed: any Python int, modulo 2**64.
@@ -61,7 +62,13 @@ class BoundIncrements:
     """`Increments` with the shape of one solve: rows, size, dtype, device."""
 
     def __init__(
-        self, path: Increments, rows: int, size: int, dtype: torch.dtype, device: torch.device, row_offset: int
+        self,
+        path: Increments,
+        rows: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        row_offset: int,
     ) -> None:
         self.path, self.size, self.dtype, self.device = path, size, dtype, device
         self._seed = random.seed_tensor(path.seed, device)
@@ -71,7 +78,7 @@ class BoundIncrements:
         self._chunk: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
 
     def increment(self, t: Ticks, dt: Ticks, step: Any) -> Increment:
-        """The increment of cell `step` (an int or (rows,)), as long as dt says: W and H of shape (rows, size)."""
+        """The increment of cell `step` (an int or (rows,)), of length dt: W and H (rows, size)."""
         z, y = self._normals(step)
         if isinstance(dt, Tensor):
             W, H = torch.sign(dt) * torch.sqrt(torch.abs(dt)), torch.sqrt(torch.abs(dt) * (1 / 12))
@@ -79,7 +86,9 @@ class BoundIncrements:
         else:
             both = np.stack((np.sign(dt) * np.sqrt(np.abs(dt)), np.sqrt(np.abs(dt) * (1 / 12))))
             scale = torch.from_numpy(both).to(self.device, self.dtype).unbind(0)
-        return Increment(dt, z * scale[0].unsqueeze(-1), None if y is None else y * scale[1].unsqueeze(-1))
+        return Increment(
+            dt, z * scale[0].unsqueeze(-1), None if y is None else y * scale[1].unsqueeze(-1)
+        )
 
     def _normals(self, step: Any) -> tuple[Tensor, Tensor | None]:
         if isinstance(step, Tensor):
@@ -90,13 +99,19 @@ class BoundIncrements:
             return self._draw(torch.from_numpy(steps.astype(np.int64)).to(self.device))
         chunk = first // self._steps
         if chunk != self._drawn:
-            cells = torch.arange(chunk * self._steps, (chunk + 1) * self._steps, device=self.device)
+            cells = torch.arange(
+                chunk * self._steps, (chunk + 1) * self._steps, device=self.device
+            )
             self._chunk, self._drawn = self._draw(cells.unsqueeze(-1)), chunk
         z, y = self._chunk
         return z[first % self._steps], None if y is None else y[first % self._steps]
 
     def _draw(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
-        z = random.normals(self._seed, self._row, step + _W_CELLS, self.size, dtype=torch.float64).to(self.dtype)
+        z = random.normals(
+            self._seed, self._row, step + _W_CELLS, self.size, dtype=torch.float64
+        ).to(self.dtype)
         if self.path.levy is None:
             return z, None
-        return z, random.normals(self._seed, self._row, step + _H_CELLS, self.size, dtype=torch.float64).to(self.dtype)
+        return z, random.normals(
+            self._seed, self._row, step + _H_CELLS, self.size, dtype=torch.float64
+        ).to(self.dtype)
