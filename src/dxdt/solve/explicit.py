@@ -78,6 +78,7 @@ class RungeKutta(Solver):
         error = None
         if tableau.error is not None:
             error = _combine(None, tableau.rows[-1], steps[used:], detached(stages))
+            error = _finite_at_end(tableau, error, state, stages)
         return Step(z, error, (stages[-1],) if state else (), tuple(stages))
 
     def _small_step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State) -> Step:
@@ -104,7 +105,9 @@ class RungeKutta(Solver):
             stages.append(eq.drift(times[-1], z))
             if len(factor) > tableau.stages:
                 sums.addcmul_(factor[-1], stages[-1])
-        error = sums.select(0, -1) if tableau.error is not None else None
+        error = None
+        if tableau.error is not None:
+            error = _finite_at_end(tableau, sums.select(0, -1), state, stages)
         return Step(z, error, (stages[-1],) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
@@ -121,6 +124,13 @@ class RungeKutta(Solver):
 
 def _estimate_uses_end(tableau: Tableau) -> bool:
     return tableau.error is not None and len(tableau.error) > tableau.stages
+
+
+def _finite_at_end(tableau: Tableau, error: Tensor, state: State, stages: list[Tensor]) -> Tensor:
+    """An estimate that is not finite where the slope at the end is not, so that no step begins there."""
+    if not state or tableau.fsal or _estimate_uses_end(tableau):
+        return error
+    return torch.add(error, stages[-1].detach(), alpha=0)
 
 
 def detached(stages: list[Tensor]) -> list[Tensor]:
