@@ -1,4 +1,4 @@
-"""Gradients: exact for the discretisation, the same by every rule, and at the memory they claim."""
+"""Gradients: exact for the discretisation, equal by every rule, and at the memory they claim."""
 
 import gc
 import weakref
