@@ -9,8 +9,9 @@ nothing beside a tensor dispatch, and the one transfer per step is the error nor
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from math import isfinite
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -218,19 +219,40 @@ HOST: Clock = _Host()
 DEVICE: Clock = _Device()
 
 
-def factors(table: np.ndarray, dt: Ticks, like: Tensor) -> tuple[Tensor, ...] | list[float]:
+class Table(NamedTuple):
+    """Constants of a method, as an array for the host and as numbers that a compiler can see."""
+
+    array: np.ndarray
+    numbers: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Table:
+        """A table of the given numbers."""
+        numbers = tuple(float(x) for x in values)
+        return cls(np.array(numbers), numbers)
+
+
+START, END = Table.of([0.0]), Table.of([1.0])
+"""The positions 0 and 1 in a step."""
+
+
+def factors(table: Table | np.ndarray, dt: Ticks, like: Tensor) -> Sequence[Any]:
     """The products ``table[i] * dt`` as factors of rows: a number each for one clock on the host,
     else an ``(R, 1)`` tensor each.
 
     Formed in float64 and rounded once to the dtype of ``like``.
     """
     if isinstance(dt, Tensor):
-        scaled = torch.as_tensor(table, dtype=dt.dtype, device=dt.device)[:, None] * dt
-        return scaled.to(like.dtype).unsqueeze(-1).unbind(0)
+        return [(dt * x).to(like.dtype).unsqueeze(-1) for x in _numbers(table)]
+    array = table.array if isinstance(table, Table) else table
     if not isinstance(dt, np.ndarray):
-        return (table * dt).tolist()
-    scaled = (table[:, None] * dt).astype(_NUMPY[like.dtype])[..., None]
+        return (array * dt).tolist()
+    scaled = (array[:, None] * dt).astype(_NUMPY[like.dtype])[..., None]
     return torch.from_numpy(scaled).to(like.device).unbind(0)
+
+
+def _numbers(table: Table | np.ndarray) -> Sequence[float]:
+    return table.numbers if isinstance(table, Table) else table.tolist()
 
 
 def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
@@ -240,12 +262,14 @@ def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
     return torch.add(y, k, alpha=factor) if isinstance(factor, float) else torch.addcmul(y, factor, k)
 
 
-def moments(t: Ticks, dt: Ticks, nodes: np.ndarray, joint: bool, like: Tensor) -> tuple[Tensor, ...]:
+def moments(
+    t: Ticks, dt: Ticks, nodes: Table | np.ndarray, joint: bool, like: Tensor
+) -> Sequence[Tensor]:
     """The times ``t + nodes[i] * dt`` as the field sees them: shape ``()`` jointly, else ``(R,)``."""
     if isinstance(dt, Tensor):
-        c = torch.as_tensor(nodes, dtype=dt.dtype, device=dt.device)
-        times = (t + c[:, None] * dt).to(like.dtype)
-        return (times.squeeze(-1) if joint else times).unbind(0)
-    times = (t + (nodes[:, None] if isinstance(dt, np.ndarray) else nodes) * dt).astype(_NUMPY[like.dtype])
-    times = torch.from_numpy(times)
+        times = [(t + dt * x if x else t).to(like.dtype) for x in _numbers(nodes)]
+        return [x.squeeze(-1) for x in times] if joint else times
+    array = nodes.array if isinstance(nodes, Table) else nodes
+    host = t + (array[:, None] if isinstance(dt, np.ndarray) else array) * dt
+    times = torch.from_numpy(host.astype(_NUMPY[like.dtype]))
     return (times if like.device.type == "cpu" else times.to(like.device)).unbind(0)

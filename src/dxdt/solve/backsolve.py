@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import HOST, SINGLE, Ticks, from_host, moments
+from dxdt.ops.clock import HOST, SINGLE, START, Ticks, from_host, moments
 from dxdt.ops.tree import Layout
 from dxdt.solve.captured import captured
 from dxdt.solve.controller import Constant, Controller, Grid, Span
@@ -225,7 +225,7 @@ class _AdjointRows:
     def slope(self, t: np.ndarray, y: Tensor) -> Tensor:
         """f(t, y) at one time a row."""
         t = t[0] if not self.layout.per_sample else t
-        (time,) = moments(t, t * 0, np.zeros(1), not self.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
         with torch.no_grad():
             return self.equation.drift(time, y)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxdt.ops.clock import Ticks, moments
+from dxdt.ops.clock import START, Ticks, moments
 from dxdt.ops.tree import Layout, Tree
 from dxdt.solve.noise import Diagonal, Noise
 
@@ -182,7 +182,7 @@ class Rows:
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Every field evaluated once at the start, to look at its graph."""
-        (time,) = moments(t, t * 0, np.zeros(1), not self.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
         drift = self.drift(time, y)
         return (drift,) if self.noise is None else (drift, self.diffusion(time, y))
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, from_host, moments, to_host
+from dxdt.ops.clock import START, Ticks, from_host, moments, to_host
 from dxdt.ops.tree import Tree, leaves
 from dxdt.solve.equation import Rows
 from dxdt.solve.save import polynomial
@@ -122,13 +122,13 @@ class Watch:
         Raises:
             TypeError, ValueError: a condition that returns something else than one number a row.
         """
-        (time,) = moments(t, t * 0, np.zeros(1), not self.equation.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
         with torch.no_grad():
             return tuple(np.sign(to_host(self._value(e, time, y.detach(), check=True)).reshape(-1)) for e in self.events)
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Conditions and reset maps evaluated once at the start, to look at their graphs."""
-        (time,) = moments(t, t * 0, np.zeros(1), not self.equation.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
         layout, args = self.equation.layout, self.equation.args
         values = [self._value(e, time, y) for e in self.events]
         resets = [layout.pack(e.reset(time, layout.unpack(y), *args)) for e in self.events if e.reset is not None]

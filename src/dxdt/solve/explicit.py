@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, from_host, moments
+from dxdt.ops.clock import END, START, Ticks, factors, from_host, moments
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step, hermite
-from dxdt.solve.tableau import Tableau
+from dxdt.solve.tableau import Row, Tableau
 
 __all__ = ["RK4", "Bosh3", "Dopri5", "Euler", "Heun", "Midpoint", "Ralston", "RungeKutta", "Tsit5"]
 
-_START = np.zeros(1)
-_END = np.ones(1)
 
 # Numbers of a state below which a step costs dispatch, not arithmetic.
 _SMALL = 4096
@@ -49,7 +47,7 @@ class RungeKutta(Solver):
         tableau = self.tableau
         if not (tableau.fsal or dense or _estimate_uses_end(tableau)):
             return ()
-        (start,) = moments(t, t * 0, _START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
@@ -61,9 +59,9 @@ class RungeKutta(Solver):
         tableau = self.tableau
         joint = not eq.layout.per_sample
         steps = factors(tableau.values, dt, y)
-        nodes = tableau.nodes if tableau.fsal or not state else np.append(tableau.nodes, 1.0)
+        nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(*moments(t, dt, _START, joint, y), y)]
+        stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
         z, used = y, 0
         for row, time in zip(tableau.rows, times[: tableau.stages - 1], strict=False):
             z = _combine(y, row, steps[used:], stages)
@@ -89,9 +87,9 @@ class RungeKutta(Solver):
         columns, begins = tableau.columns
         scaled = columns[..., None] * (dt if isinstance(dt, np.ndarray) else np.array([dt]))
         factor = from_host(scaled[..., None], y).unbind(0)
-        nodes = tableau.nodes if tableau.fsal or not state else np.append(tableau.nodes, 1.0)
+        nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(*moments(t, dt, _START, joint, y), y)]
+        stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
         sums = y * from_host(begins, y)
         last = tableau.stages - 1
         for i in range(last):
@@ -112,13 +110,13 @@ class RungeKutta(Solver):
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         tableau, stages = self.tableau, step.data
-        if tableau.polynomial is not None:
-            return torch.stack([_weigh(row, dt, stages) for row in tableau.polynomial])
-        (h,) = factors(_END, dt, y)
+        if tableau.powers is not None:
+            return torch.stack([_weigh(row, dt, stages) for row in tableau.powers])
+        (h,) = factors(END, dt, y)
         f0, f1 = h * stages[0], h * stages[-1]
         if tableau.middle is None:
             return torch.stack(hermite(y, step.y, f0, f1))
-        middle = _weigh(np.array([float(x) for x in tableau.middle]), dt, stages)
+        middle = _weigh(tableau.halfway, dt, stages)
         return torch.stack(_quartic(step.y - y, f0, f1, middle))
 
 
@@ -152,9 +150,8 @@ def _combine(y: Tensor | None, row: tuple[int, ...], steps: Sequence[Any], stage
     return y
 
 
-def _weigh(weights: np.ndarray, dt: Ticks, stages: tuple[Tensor, ...]) -> Tensor:
-    used = np.nonzero(weights)[0]
-    return _combine(None, tuple(used.tolist()), factors(weights[used], dt, stages[0]), stages)
+def _weigh(row: Row, dt: Ticks, stages: tuple[Tensor, ...]) -> Tensor:
+    return _combine(None, row.index, factors(row.weights, dt, stages[0]), stages)
 
 
 def _quartic(rise: Tensor, f0: Tensor, f1: Tensor, middle: Tensor) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments, scaled_sum, to_host
+from dxdt.ops.clock import END, START, Ticks, factors, moments, scaled_sum, to_host
 from dxdt.solve.controller import Controller, Scale, Span
 from dxdt.solve.equation import Rows
 from dxdt.solve.event import Crossing, Watch
@@ -223,7 +223,7 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
     with torch.no_grad():
         y = y.detach()
         if slope is None:
-            slope = eq.drift(*moments(span.t0, span.t0 * 0, np.zeros(1), joint, y), y)
+            slope = eq.drift(*moments(span.t0, span.t0 * 0, START, joint, y), y)
         slope = slope.detach()
         d0, d1 = clock.read(scale(y, y, y)), clock.read(scale(slope, y, y))
         small = (d0 < 1e-5) | (d1 < 1e-5)
@@ -231,9 +231,9 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
         h = clock.minimum(h, abs(span.t1 - span.t0))
         h = clock.where(clock.isfinite(h), h, 1e-6)
         signed = clock.where(span.t1 < span.t0, -h, h)
-        (factor,) = factors(np.ones(1), signed, y)
+        (factor,) = factors(END, signed, y)
         ahead = scaled_sum(y, factor, slope)
-        change = eq.drift(*moments(span.t0, signed, np.ones(1), joint, y), ahead) - slope
+        change = eq.drift(*moments(span.t0, signed, END, joint, y), ahead) - slope
         d2 = clock.read(scale(change, y, y)) / clock.where(h > 0, h, 1.0)
     steep = clock.maximum(d1, d2)
     steep = clock.where(clock.isfinite(steep), steep, 1e10)

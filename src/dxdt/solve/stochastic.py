@@ -8,14 +8,12 @@ from typing import ClassVar, final
 import numpy as np
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
+from dxdt.ops.clock import END, START, Ticks, factors, moments, scaled_sum
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step
 
 __all__ = ["EulerMaruyama"]
 
-_ONE = np.ones(1)
-_ZERO = np.zeros(1)
 
 
 @final
@@ -39,8 +37,8 @@ class EulerMaruyama(Solver):
         return ()
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        (time,) = moments(t, dt, _ZERO, not eq.layout.per_sample, y)
-        (h,) = factors(_ONE, dt, y)
+        (time,) = moments(t, dt, START, not eq.layout.per_sample, y)
+        (h,) = factors(END, dt, y)
         noise = eq.increment(t, dt, index)
         kick = eq.spread(eq.diffusion(time, y), noise.W)
         return Step(scaled_sum(y, h, eq.drift(time, y)) + kick, None, (), ())

@@ -6,12 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+
+from dxdt.ops.clock import Table
 
 __all__ = ["Tableau"]
 
 Number = int | float | Fraction
+
+
+class Row(NamedTuple):
+    """The nonzero entries of a row of coefficients."""
+
+    index: tuple[int, ...]
+    weights: Table
+
+    @classmethod
+    def of(cls, row: Sequence[Number]) -> Row:
+        """Drop the zeros."""
+        index = tuple(j for j, x in enumerate(row) if float(x) != 0)
+        return cls(index, Table.of(float(row[j]) for j in index))
 
 
 @dataclass(frozen=True)
@@ -84,9 +100,14 @@ class Tableau:
         return len(last) == len(self.b) and all(float(x) == float(y) for x, y in zip(last, self.b, strict=True))
 
     @cached_property
-    def nodes(self) -> np.ndarray:
+    def nodes(self) -> Table:
         """Nodes c of stages 2..s."""
-        return np.array([float(x) for x in (self.c or self._c_from_rows)])[1:]
+        return Table.of([float(x) for x in (self.c or self._c_from_rows)][1:])
+
+    @cached_property
+    def nodes_and_end(self) -> Table:
+        """The nodes, and the end of the step."""
+        return Table.of([*self.nodes.numbers, 1.0])
 
     @cached_property
     def rows(self) -> tuple[tuple[int, ...], ...]:
@@ -94,9 +115,9 @@ class Tableau:
         return tuple(tuple(j for j, x in enumerate(row) if float(x) != 0) for row in self._rows())
 
     @cached_property
-    def values(self) -> np.ndarray:
+    def values(self) -> Table:
         """The nonzero entries that ``rows`` names, in that order."""
-        return np.array([float(x) for row in self._rows() for x in row if float(x) != 0])
+        return Table.of(float(x) for row in self._rows() for x in row if float(x) != 0)
 
     @cached_property
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,9 +134,14 @@ class Tableau:
         return table, begins
 
     @cached_property
-    def polynomial(self) -> np.ndarray | None:
-        """Dense output weights ``(degree, stages)``."""
-        return None if self.dense is None else np.array([[float(x) for x in row] for row in self.dense]).T
+    def powers(self) -> tuple[Row, ...] | None:
+        """Weights of the stages in the coefficients of theta, theta^2, ... of the dense output."""
+        return None if self.dense is None else tuple(Row.of(column) for column in zip(*self.dense, strict=True))
+
+    @cached_property
+    def halfway(self) -> Row:
+        """Weights of the stages in y(t + dt/2) - y(t)."""
+        return Row.of(self.middle or ())
 
     def _rows(self) -> list[Sequence[Number]]:
         solution = [] if self.fsal else [self.b]
