@@ -5,6 +5,7 @@ from dxdt.paths.driver import Correlated, Driver, Increment, Levy, SpaceTime
 from dxdt.paths.increments import Increments
 from dxdt.paths.levy import Davie, Foster, levy_area
 from dxdt.paths.path import Path
+from dxdt.paths.splines import Piecewise, fill, hermite, linear, natural, rectilinear
 
 __all__ = [
     "Brownian",
@@ -16,6 +17,12 @@ __all__ = [
     "Increments",
     "Levy",
     "Path",
+    "Piecewise",
     "SpaceTime",
+    "fill",
+    "hermite",
     "levy_area",
+    "linear",
+    "natural",
+    "rectilinear",
 ]
