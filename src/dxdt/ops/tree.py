@@ -8,8 +8,7 @@ added to a half-precision state is lost; the field always sees the leaves as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeAlias
 
@@ -45,6 +44,8 @@ class Layout:
         dtype: dtype of the rows (the widest real dtype of the leaves, at least float32).
         time_dtype: dtype in which the field sees time (the widest real dtype of the leaves).
         device: device of every leaf.
+        single: whether the state is one real tensor that rows can alias.
+        aliased: whether the user's tensor is its own rows.
     """
 
     spec: pytree.TreeSpec
@@ -56,6 +57,19 @@ class Layout:
     dtype: torch.dtype
     time_dtype: torch.dtype
     device: torch.device
+    single: bool = field(init=False, repr=False)
+    aliased: bool = field(init=False, repr=False)
+    _whole: tuple[int, ...] = field(init=False, repr=False)
+    _bare: bool = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Plain attributes, because a compiler does not see through cached properties.
+        single = len(self.shapes) == 1 and self.dtypes[0] == self.dtype
+        whole, bare = self.full_shape(0), self.spec.is_leaf()
+        object.__setattr__(self, "single", single)
+        object.__setattr__(self, "_whole", whole)
+        object.__setattr__(self, "_bare", bare)
+        object.__setattr__(self, "aliased", single and bare and whole == (self.rows, self.size))
 
     @classmethod
     def of(cls, tree: Tree, *, per_sample: bool, what: str = "y0") -> Layout:
@@ -75,24 +89,6 @@ class Layout:
         size = sum(prod(s) * (2 if d.is_complex else 1) for s, d in zip(shapes, dtypes, strict=True))
         dtype = torch.promote_types(time, torch.float32)
         return cls(spec, shapes, dtypes, batch, size, per_sample, dtype, time, flat[0].device)
-
-    @cached_property
-    def single(self) -> bool:
-        """Whether the state is one real tensor that rows can alias."""
-        return len(self.shapes) == 1 and self.dtypes[0] == self.dtype
-
-    @cached_property
-    def _whole(self) -> tuple[int, ...]:
-        return self.full_shape(0)
-
-    @cached_property
-    def aliased(self) -> bool:
-        """Whether the user's tensor is its own rows."""
-        return self.single and self._bare and self._whole == (self.rows, self.size)
-
-    @cached_property
-    def _bare(self) -> bool:
-        return self.spec.is_leaf()
 
     def full_shape(self, i: int) -> tuple[int, ...]:
         """Shape of leaf ``i`` as the user gave it."""
@@ -127,7 +123,7 @@ class Layout:
             part = rows[..., start : start + width].to(_real(dtype))
             if dtype.is_complex:
                 part = torch.view_as_complex(part.reshape(*lead, *shape, 2).contiguous())
-            out.append(part.reshape(*lead, *shape))
+            out.append(part.reshape((*lead, *shape)))
             start += width
         return self.spec.unflatten(out)
 

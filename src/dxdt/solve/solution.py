@@ -106,7 +106,7 @@ class Solution:
 
     def __repr__(self) -> str:
         ended = self.status if isinstance(self.status, Status) else f"{sum(s.ok for s in self.status)}/{len(self.status)} ok"
-        shapes = tree_map(lambda leaf: tuple(leaf.shape), self.ys)
+        shapes = None if self.ys is None else tree_map(lambda leaf: tuple(leaf.shape), self.ys)
         return f"Solution(ys={shapes}, status={ended}, steps={_short(self.stats.accepted)}, evaluations={self.stats.evaluations})"
 
 
