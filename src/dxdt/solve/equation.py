@@ -130,7 +130,8 @@ class Rows:
         layout: how the user's state lies in rows.
         args: extra arguments of the fields.
         noise: the random path bound to this solve, for stochastic equations.
-        meter: counts of this solve, shared by all copies of the equation.
+        meter: counts of this solve, shared by all copies of the equation; None in a compiled loop,
+            which sees checked fields only.
         muted: rows whose drift counts as zero, ``(R, 1)``, or None.
     """
 
@@ -138,7 +139,7 @@ class Rows:
     layout: Layout
     args: tuple[Any, ...] = ()
     noise: Any = None
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter | None = field(default_factory=Meter)
     muted: Tensor | None = None
 
     def mute(self, rows: np.ndarray) -> Rows:
@@ -152,9 +153,11 @@ class Rows:
 
     def _drift(self, t: Tensor, y: Tensor) -> Tensor:
         layout, meter = self.layout, self.meter
-        meter.evaluations += 1
         if t.dtype is not layout.time_dtype:
             t = t.to(layout.time_dtype)
+        if meter is None:
+            return layout.pack(self.equation.drift(t, layout.unpack(y), *self.args))
+        meter.evaluations += 1
         if meter.plain:
             value = self.equation.field(t, y, *self.args)
             return value if value.dtype is y.dtype else value.to(y.dtype)
@@ -171,7 +174,7 @@ class Rows:
         if t.dtype is not layout.time_dtype:
             t = t.to(layout.time_dtype)
         value = equation.diffusion(t, layout.unpack(y), *self.args)
-        if not meter.diffused:
+        if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
             meter.diffused = True
         return equation.noise.rows(value, layout)

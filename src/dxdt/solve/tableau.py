@@ -83,6 +83,9 @@ class Tableau:
             raise ValueError("Tableau.c differs from the row sums of a: leave c out, or correct one of them")
         if self.dense is not None and len(self.dense) not in (s, s + 1):
             raise ValueError(f"Tableau.dense has {len(self.dense)} rows: give one for each of the {s} stages")
+        # A compiler does not see through cached properties, but finds their values where they are kept.
+        for name in ("fsal", "nodes", "nodes_and_end", "rows", "values", "columns", "powers", "halfway"):
+            getattr(self, name)
 
     @cached_property
     def _c_from_rows(self) -> list[float]:
