@@ -7,6 +7,7 @@ from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
 from dxdt.solve.event import Event, SteadyState
 from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
 from dxdt.solve.gradient import Direct, Gradient
+from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
 from dxdt.solve.progress import TextProgress
 from dxdt.solve.save import Save
@@ -32,6 +33,7 @@ __all__ = [
     "Diagonal",
     "Direct",
     "Dopri5",
+    "Dopri8",
     "Euler",
     "EulerMaruyama",
     "Event",
@@ -56,6 +58,7 @@ __all__ = [
     "Tableau",
     "TextProgress",
     "Tsit5",
+    "Vern7",
     "max_norm",
     "rms",
     "solve",
