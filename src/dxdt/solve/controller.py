@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Clock, Ticks
-from dxdt.ops.tree import Layout, Tree
+from dxdt.ops.clock import Clock, Ticks, to_host
+from dxdt.ops.tree import Layout, Tree, leaves
 
 __all__ = ["PI", "PID", "Clip", "Constant", "Controller", "Decision", "Grid", "I", "Scale", "Span", "max_norm", "rms"]
 
@@ -219,22 +219,26 @@ class PID(Controller):
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            if isinstance(value, (int, float)) and not (value >= 0 and np.isfinite(value)):
-                raise ValueError(f"PID({name}={value}): a tolerance is a finite number >= 0")
-        if self.rtol == 0 and self.atol == 0 and isinstance(self.rtol, (int, float)):
-            raise ValueError("PID(rtol=0, atol=0): no step can meet a zero tolerance; give one of them a positive value")
+            for x in leaves(value):
+                x = to_host(x) if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
+                if not ((x >= 0) & np.isfinite(x)).all():
+                    raise ValueError(f"PID({name}={value}): a tolerance is a finite number >= 0")
         if not 0 < self.factor_min < 1 <= self.factor_max or not 0 < self.safety <= 1:
             raise ValueError(
                 f"PID(safety={self.safety}, factor_min={self.factor_min}, factor_max={self.factor_max}): "
                 f"choose 0 < safety <= 1 and factor_min < 1 <= factor_max"
             )
-        if self.dtmin is not None and self.dtmax is not None and not 0 < self.dtmin <= self.dtmax:
+        least, most = (x if x is not None else y for x, y in ((self.dtmin, 1e-300), (self.dtmax, float("inf"))))
+        if not 0 < least <= most:
             raise ValueError(f"PID(dtmin={self.dtmin}, dtmax={self.dtmax}): choose 0 < dtmin <= dtmax")
         if self.force_dtmin and self.dtmin is None:
             raise ValueError("PID(force_dtmin=True) has no dtmin: give the smallest step")
 
     def scale(self, layout: Layout) -> Scale:
-        return Scale(layout.spread(self.atol, "PID.atol"), layout.spread(self.rtol, "PID.rtol"), self.norm)
+        atol, rtol = layout.spread(self.atol, "PID.atol"), layout.spread(self.rtol, "PID.rtol")
+        if bool(torch.as_tensor(atol + rtol == 0).any()):
+            raise ValueError("PID has rtol = atol = 0, which no step can meet: give one of them a positive value")
+        return Scale(atol, rtol, self.norm)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         if dt is None or (self.order or order) is None:
@@ -336,7 +340,7 @@ class Clip(Controller):
         near = abs(jumps - t) <= 1.5 * self._margin(jumps)
         crossed = near.any(0)
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
-        beyond = (span.clock.where(near, jumps + sign * self._margin(jumps), 0.0)).sum(0)
+        beyond = _where(near, jumps + sign * self._margin(jumps), jumps * 0).sum(0)
         return span.clock.where(crossed, beyond, t), crossed
 
     def _margin(self, jumps: Ticks) -> Ticks:
@@ -349,10 +353,15 @@ class Clip(Controller):
             if times.size:
                 stops = span.clock.column(times, t)
                 gap = (stops - early * sign * self._margin(stops) - t) * sign
-                gap = span.clock.where(gap > 1e-14 * (1 + abs(t)), gap, float("inf"))
+                gap = _where(gap > 1e-14 * (1 + abs(t)), gap, gap * 0 + float("inf"))
                 ahead = gap.min(0) if not isinstance(gap, Tensor) else gap.amin(0)
                 dt = span.clock.where(abs(dt) >= ahead * (1 - 1e-9), sign * ahead, dt)
         return dt
+
+
+def _where(mask: Ticks, a: Ticks, b: Ticks) -> Ticks:
+    """Entries of columns, which a clock of one row keeps as arrays."""
+    return torch.where(mask, a, b) if isinstance(mask, Tensor) else np.where(mask, a, b)
 
 
 def _times(times: Any, what: str) -> np.ndarray:
