@@ -8,6 +8,7 @@ from dxdt.solve.event import Event, SteadyState
 from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
 from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
+from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
 from dxdt.solve.progress import TextProgress
 from dxdt.solve.save import Save
@@ -43,6 +44,9 @@ __all__ = [
     "Heun",
     "I",
     "Ito",
+    "LowStorage",
+    "LowStorage3",
+    "LowStorage4",
     "Midpoint",
     "Ralston",
     "RungeKutta",
