@@ -131,7 +131,7 @@ class Attempt(NamedTuple):
         at: start and signed length, zero length for rows that contribute nothing.
         end: where the clock stands after it.
         ok: rows that accepted it.
-        fresh, last: rows that began at their origin, or ended at t1, with it.
+        fresh, last: rows that began at their origin, or were to end at t1, with it.
         index: accepted steps before it.
         step: the proposal.
         jumped: rows whose solver state was renewed at ``landed``, or None.
@@ -364,7 +364,7 @@ def _watched(plan: Plan, c: Carry, carry: Carry, attempt: Attempt) -> tuple[Carr
     )
     jumped = None if attempt.jumped is None else attempt.jumped & ~rows
     return carry, attempt._replace(
-        end=end, last=attempt.last & ~rows, landed=clock.where(rows, end, attempt.landed), crossing=crossing, jumped=jumped
+        end=end, landed=clock.where(rows, end, attempt.landed), crossing=crossing, jumped=jumped
     )
 
 

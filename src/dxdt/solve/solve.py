@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import HOST, SINGLE, to_host
+from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
@@ -24,7 +24,7 @@ from dxdt.solve.record import Recorder
 from dxdt.solve.save import Save, SaveTimes
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solver import Solver
-from dxdt.solve.span import Interval, times_of
+from dxdt.solve.span import Interval, numbers, times_of
 
 __all__ = ["solve"]
 
@@ -83,6 +83,10 @@ def solve(
     args = args if isinstance(args, tuple) else (args,)
     interval = Interval.of(t, layout)
     solver = Tsit5() if solver is None else solver
+    gradient = Direct() if gradient is None else gradient
+    _expect(equation, object, "equation", "dxdt.ODE(field)")
+    _expect(solver, Solver, "solver", "dxdt.Tsit5()")
+    _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
     controller, dt_row = _controller(controller, solver, dt, interval, layout)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
@@ -99,7 +103,6 @@ def solve(
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
     plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, watch=watch)
     loop = _loop(progress, span)
-    gradient = Direct() if gradient is None else gradient
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     bad = ~torch.isfinite(outcome.y.detach()).all(-1)
     if plan.scale is None and bool(bad.any()):
@@ -109,6 +112,13 @@ def solve(
         plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
         outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
+
+
+def _expect(value: Any, kind: type, name: str, example: str) -> None:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver, driver: Any) -> None:
@@ -128,7 +138,7 @@ def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver,
 
 
 def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
-    events = () if event is None else (event,) if isinstance(event, Event) else tuple(event)
+    events = () if event is None else tuple(event) if isinstance(event, Sequence) else (event,)
     for e in events:
         if not isinstance(e, Event):
             raise TypeError(f"event has an entry of type {type(e).__name__}: wrap your condition as dxdt.Event(condition)")
@@ -147,7 +157,7 @@ def _controller(
     name = type(solver).__name__
     size = None
     if dt is not None:
-        size = to_host(dt) if isinstance(dt, Tensor) else np.asarray(dt, dtype=np.float64)
+        size = numbers(dt, "dt")
         if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
             raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
         size = np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
@@ -160,6 +170,8 @@ def _controller(
             raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: give dt")
         else:
             controller = PID()
+    _expect(controller, Controller, "controller", "dxdt.PID()")
+    controller.check(interval.t0, interval.t1, size)
     if controller.adaptive and solver.error_order is None:
         raise ValueError(
             f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
