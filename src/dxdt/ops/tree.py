@@ -166,7 +166,8 @@ class Layout:
         """
         flat, spec = flatten(tree)
         if spec != self.spec:
-            raise TypeError(f"{what} has structure {spec} but the state has {self.spec}: return one value for each leaf of y0")
+            given, own = (" ".join(str(s).split()) for s in (spec, self.spec))
+            raise TypeError(f"{what} has structure {given} but the state has {own}: return one value for each leaf of y0")
         for i, x in enumerate(flat):
             if not isinstance(x, Tensor):
                 raise TypeError(f"{what} has a leaf of type {type(x).__name__}: return tensors")

@@ -23,11 +23,13 @@ __all__ = ["PI", "PID", "Clip", "Constant", "Controller", "Decision", "Grid", "I
 
 
 class Span(NamedTuple):
-    """What a controller may know of a solve: its clocks and the two ends, each ``(R,)``."""
+    """What a controller may know of a solve: its clocks, the two ends, each ``(R,)``, and the table
+    of a grid where it is not the controller's own (a compiled loop takes it as an input)."""
 
     clock: Clock
     t0: Ticks
     t1: Ticks
+    table: Any = None
 
 
 class Decision(NamedTuple):
@@ -74,10 +76,11 @@ class Controller(ABC):
 
     Class facts:
         adaptive: whether it needs an error estimate.
-        rejects: whether it can refuse a step that did not fail.
+        state_size: how many clocks its state holds.
     """
 
     adaptive: ClassVar[bool] = False
+    state_size: ClassVar[int] = 0
 
     @property
     def jumps(self) -> bool:
@@ -87,6 +90,9 @@ class Controller(ABC):
     def scale(self, layout: Layout) -> Scale | None:
         """How errors are measured, or None where they are not."""
         return None
+
+    def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:  # noqa: B027
+        """Raise ValueError if this rule cannot serve spans ``(R,)`` with the user's first step."""
 
     @abstractmethod
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
@@ -115,15 +121,20 @@ class Constant(Controller):
 
     dt: float | None = None
 
+    state_size: ClassVar[int] = 2
+
     def __post_init__(self) -> None:
         if self.dt is not None and not (self.dt != 0 and np.isfinite(self.dt)):
             raise ValueError(f"Constant(dt={self.dt}): give a finite step other than zero")
 
+    def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
+        if self.dt is None and dt is None:
+            raise ValueError("Constant() has no step size: give it one, or give dt to the solve")
+
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         if self.dt is not None:
             dt = span.clock.full(span.t0, abs(self.dt))
-        elif dt is None:
-            raise ValueError("Constant() has no step size: give it one, or give dt to the solve")
+        assert dt is not None
         dt = span.clock.where(span.t1 < span.t0, -abs(dt), abs(dt))
         return dt, (dt, span.clock.count(span.t0))
 
@@ -149,6 +160,8 @@ class Grid(Controller):
 
     times: Any
 
+    state_size: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         times = self.times.detach().cpu().numpy() if isinstance(self.times, Tensor) else self.times
         times = np.asarray(times, dtype=np.float64)
@@ -159,17 +172,32 @@ class Grid(Controller):
             raise ValueError("Grid has times that are not strictly monotone: sort them and drop repeated ones")
         object.__setattr__(self, "times", times if times.ndim == 2 else times[:, None])
 
+    def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
+        times = self.times
+        if times.shape[1] not in (1, len(t0)):
+            raise ValueError(f"Grid has times for {times.shape[1]} samples but the solve has {len(t0)}: give one column for each")
+        slack = 1e-9 * np.abs(t1 - t0)
+        if (np.abs(times[0] - t0) > slack).any() or (np.abs(times[-1] - t1) > slack).any():
+            raise ValueError(
+                f"Grid goes from {times[0, 0]:g} to {times[-1, 0]:g} but the solve from {t0[0]:g} to {t1[0]:g}: "
+                f"begin it at t0 and end it at t1"
+            )
+
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         count = span.clock.count(span.t0)
-        return span.clock.table(self.times, count + 1) - span.t0, (count,)
+        return span.clock.table(self._times(span), count + 1) - span.t0, (count,)
 
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
         (count,) = state
         accept = error <= 1
         count = count + accept
-        ahead = count + (count < self.times.shape[0] - 1)
-        end = span.clock.table(self.times, ahead)
+        times = self._times(span)
+        ahead = count + (count < times.shape[0] - 1)
+        end = span.clock.table(times, ahead)
         return Decision(accept, end - span.clock.where(accept, t + dt, t), (count,), ~accept)
+
+    def _times(self, span: Span) -> Any:
+        return self.times if span.table is None else span.table
 
 
 @final
@@ -215,6 +243,7 @@ class PID(Controller):
     order: float | None = None
 
     adaptive: ClassVar[bool] = True
+    state_size: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -321,6 +350,9 @@ class Clip(Controller):
 
     def scale(self, layout: Layout) -> Scale | None:
         return self.controller.scale(layout)
+
+    def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
+        self.controller.check(t0, t1, dt)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         dt, state = self.controller.start(span, dt, order)

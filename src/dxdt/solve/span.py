@@ -12,7 +12,7 @@ from torch import Tensor
 from dxdt.ops.clock import to_host
 from dxdt.ops.tree import Layout
 
-__all__ = ["Interval", "times_of"]
+__all__ = ["Interval", "numbers", "times_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,8 @@ class Interval:
         """
         if t is None:
             raise ValueError("solve has no t: give the span as a pair (t0, t1)")
+        if isinstance(t, (str, int, float, complex)) or not (hasattr(t, "__len__") or hasattr(t, "__iter__")):
+            raise TypeError(f"t is {t!r}: give the span as a pair (t0, t1)")
         points = list(t) if not isinstance(t, (Tensor, np.ndarray)) else [t[i] for i in range(t.shape[0] if t.ndim else 0)]
         if len(points) < 2:
             raise ValueError(f"t has {len(points)} times: give the span as a pair (t0, t1), or a grid of times")
@@ -57,7 +59,7 @@ def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor 
     Raises:
         ValueError: no times, a shape that does not fit, or times that are not finite.
     """
-    tensor = times if isinstance(times, Tensor) else torch.as_tensor(np.asarray(times, dtype=np.float64))
+    tensor = times if isinstance(times, Tensor) else torch.as_tensor(numbers(times, what))
     fits = tensor.dim() == 1 or (tensor.dim() == 2 and layout.per_sample and tensor.shape[1] == layout.rows)
     if not fits or tensor.shape[0] == 0:
         raise ValueError(
@@ -65,15 +67,29 @@ def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor 
             + (f", or (T, {layout.rows}) with one column for each sample" if layout.per_sample else "")
         )
     tensor = tensor if tensor.dim() == 2 else tensor[:, None]
-    host = to_host(tensor)
+    host = numbers(tensor, what)
     if not np.isfinite(host).all():
         raise ValueError(f"{what} has times that are not finite: remove them")
     differentiable = tensor.requires_grad and torch.is_grad_enabled()
     return host, tensor.to(layout.device, torch.float64) if differentiable else None
 
 
+def numbers(value: Any, what: str) -> np.ndarray:
+    """Real numbers, or a tensor of them, on the host in float64.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not (isinstance(value, Tensor) and value.is_complex()):
+        try:
+            return to_host(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{what} has {' '.join(repr(value).split())[:60]}, which is not real: give real numbers, or a tensor of them")
+
+
 def _row(point: Any, layout: Layout) -> np.ndarray:
-    value = to_host(point) if isinstance(point, Tensor) else np.asarray(point, dtype=np.float64)
+    value = numbers(point, "t")
     if value.ndim == 0:
         return np.broadcast_to(value, (layout.rows if layout.per_sample else 1,))
     if value.shape == (1,) and not layout.per_sample:
