@@ -5,7 +5,17 @@ from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
 from dxdt.solve.event import Event, SteadyState
-from dxdt.solve.explicit import RK4, Bosh3, Dopri5, Euler, Heun, Midpoint, Ralston, RungeKutta, Tsit5
+from dxdt.solve.explicit import (
+    RK4,
+    Bosh3,
+    Dopri5,
+    Euler,
+    Heun,
+    Midpoint,
+    Ralston,
+    RungeKutta,
+    Tsit5,
+)
 from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
@@ -16,6 +26,15 @@ from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
 from dxdt.solve.solver import Solver
 from dxdt.solve.stochastic import EulerMaruyama
+from dxdt.solve.symplectic import (
+    BlanesMoan4,
+    BlanesMoan6,
+    SemiImplicitEuler,
+    Separable,
+    StoermerVerlet,
+    Symplectic,
+    Yoshida4,
+)
 from dxdt.solve.tableau import Tableau
 
 __all__ = [
@@ -26,6 +45,8 @@ __all__ = [
     "SDE",
     "Additive",
     "Backsolve",
+    "BlanesMoan4",
+    "BlanesMoan6",
     "Bosh3",
     "Checkpointed",
     "Clip",
@@ -52,17 +73,22 @@ __all__ = [
     "RungeKutta",
     "Save",
     "Scalar",
+    "SemiImplicitEuler",
+    "Separable",
     "Solution",
     "SolveError",
     "Solver",
     "Stats",
     "SteadyState",
     "Status",
+    "StoermerVerlet",
     "Stratonovich",
+    "Symplectic",
     "Tableau",
     "TextProgress",
     "Tsit5",
     "Vern7",
+    "Yoshida4",
     "max_norm",
     "rms",
     "solve",

@@ -19,15 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, factors, moments, scaled_sum
+from dxdt.ops.clock import END, START, Table, Ticks, factors, moments, scaled_sum
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, State, Step, hermite
 from dxdt.solve.tableau import Tableau
 
 __all__ = ["LowStorage", "LowStorage3", "LowStorage4"]
-
-_START = np.zeros(1)
-_END = np.ones(1)
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,16 @@ class Registers:
     order: int
 
     @cached_property
-    def products(self) -> np.ndarray:
+    def products(self) -> Table:
         """What multiplies dt k_i: in x, in z, in the error estimate; ``(3 s,)`` by stage."""
         b = np.array(self.b)
         ahead = np.append(np.array(self.a) - b[:-1], 0.0)
-        return np.stack([b, ahead, b - np.array(self.lower)], 1).ravel()
+        return Table.of(np.stack([b, ahead, b - np.array(self.lower)], 1).ravel())
 
     @cached_property
-    def nodes(self) -> np.ndarray:
+    def nodes(self) -> Table:
         """Nodes of stages 2..s, and the end."""
-        return np.append(np.cumsum([0.0, *self.b[:-2]]) + np.array(self.a), 1.0)
+        return Table.of(np.append(np.cumsum([0.0, *self.b[:-2]]) + np.array(self.a), 1.0))
 
     @property
     def tableau(self) -> Tableau:
@@ -76,11 +73,13 @@ class LowStorage(Solver):
         cls.order = cls.error_order = cls.registers.order
         cls.dense_order = min(3, cls.registers.order)
         cls.stages = len(cls.registers.b)
+        cls.degree = 3
+        cls.compiles = True
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if not dense:
             return ()
-        (start,) = moments(t, t * 0, _START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
@@ -91,7 +90,7 @@ class LowStorage(Solver):
         registers, s = self.registers, self.stages
         f = factors(registers.products, dt, y)
         times = moments(t, dt, registers.nodes, joint, y)
-        (start,) = moments(t, dt, _START, joint, y)
+        (start,) = moments(t, dt, START, joint, y)
         k = state[0] if state else eq.drift(start, y)
         x, error = scaled_sum(y, f[0], k), scaled_sum(None, f[2], k.detach())
         for i in range(1, s):
@@ -103,10 +102,11 @@ class LowStorage(Solver):
         if not state:
             return Step(x, error, (), ())
         end = eq.drift(times[-1], x)
+        error = torch.add(error, end.detach(), alpha=0)  # no step may begin where f is not finite
         return Step(x, error, (end,), (state[0], end))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
-        (h,) = factors(_END, dt, y)
+        (h,) = factors(END, dt, y)
         return torch.stack(hermite(y, step.y, h * step.data[0], h * step.data[1]))
 
 
