@@ -1,9 +1,5 @@
 """The generator: published vectors, distribution, independence, and the same bits however run."""
 
-import subprocess
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 import torch
@@ -164,66 +160,3 @@ def test_numpy_and_tensors_agree():
     assert np.array_equal(
         a, random.normals(5, torch.arange(9), 11, 6, dtype=torch.float64).numpy()
     )
-
-
-COMPILED = """
-    import torch
-    from dxdt.ops import random
-    from torch._higher_order_ops.while_loop import while_loop
-
-    def draw(seed, row, node, size):
-        words = random.bits(seed, row.unsqueeze(-1), node, torch.arange(size))
-        z = random.normals(seed, row, node, size, dtype=torch.float64)
-        return words, z, random.normals(seed, row, node, size)
-
-    def check(a, b):
-        assert all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b)), a[0].shape
-
-    node = torch.tensor(2**41 + 3)
-    seeds = [random.seed_tensor(seed) for seed in (5, -6)]
-    for rows, size in SIZES:
-        options = {"cpp_wrapper": rows % 2 == 0}
-        compiled = torch.compile(
-            draw, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
-        )
-        for seed in seeds:
-            row = torch.arange(rows)
-            check(draw(seed, row, node, size), compiled(seed, row, node, size))
-
-    def loop(seed, row):
-        def body(k, total):
-            return k + 1, total + random.normals(seed, row, k, 3, dtype=torch.float64)
-
-        k = torch.zeros((), dtype=torch.int64)
-        total = torch.zeros(len(row), 3, dtype=torch.float64)
-        return while_loop(lambda k, total: k < 5, body, (k, total))[1]
-
-    with torch.no_grad():
-        row, seed = torch.arange(7), seeds[0]
-        total = sum(random.normals(seed, row, k, 3, dtype=torch.float64) for k in range(5))
-        if LOOP:
-            check([total], [torch.compile(loop, fullgraph=True)(seed, row)])
-
-    row = torch.arange(33)
-    host = draw(seed, row, node, 9)
-    random._on_host = lambda *arguments: False
-    check(host, draw(seed, row, node, 9))
-    print("same bits")
-"""
-
-
-def run_apart(sizes, loop):
-    """In a process of its own: miscompiled code has been seen to corrupt the heap."""
-    code = f"SIZES, LOOP = {sizes}, {loop}\n" + textwrap.dedent(COMPILED)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "same bits" in done.stdout, done.stderr[-3000:]
-
-
-def test_compiled_bits_are_the_eager_bits():
-    run_apart([(33, 73)], False)
-
-
-@pytest.mark.slow
-def test_compiled_bits_at_odd_sizes():
-    small = [(1, 1), (1, 3), (2, 2), (3, 5), (7, 9), (8, 8), (15, 17), (16, 31)]
-    run_apart([*small, (31, 33), (64, 63), (65, 127), (128, 128), (1023, 1), (1, 1025)], True)

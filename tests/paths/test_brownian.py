@@ -1,9 +1,6 @@
 """Brownian drivers: exact laws, one path however it is asked, the same bits however it is run."""
 
 import math
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -294,66 +291,3 @@ def test_foster_variance_against_simulation():
     design = torch.stack((torch.ones_like(squares), squares), 1)
     fit = torch.linalg.lstsq(design, residual.square()[:, None]).solution.flatten()
     assert abs(fit[0] - 0.05) < 0.003 and abs(fit[1] - 0.2) < 0.02
-
-
-COMPILED = """
-    import numpy as np
-    import torch
-    from torch._higher_order_ops.while_loop import while_loop
-    from dxdt.paths import Brownian, Increments, SpaceTime
-
-    def query(bound, t, dt, step):
-        noise = bound.increment(t, dt, step)
-        return (noise.W,) if noise.H is None else (noise.W, noise.H)
-
-    def walk(bound, y, dt, steps):
-        def body(k, t, y):
-            return k + 1, t + dt, y + bound.increment(t, dt, k).W
-
-        k, t = torch.zeros((), dtype=torch.int64), torch.zeros_like(dt)
-        return while_loop(lambda k, t, y: k < steps, body, (k, t, y))[2]
-
-    def compile(f):
-        options = {"cpp_wrapper": True}
-        return torch.compile(f, fullgraph=True, isolate_recompiles=True, options=options)
-
-    rows, size = 33, 5
-    for driver, levy in CASES:
-        compiled, counter = compile(query), torch._dynamo.utils.counters
-        for seed in (3, 4):
-            bound = driver(seed, levy).bind(0.0, 1.0, rows, size, torch.float64)
-            t, dt = np.linspace(0.0, 0.9, rows), np.linspace(0.1, -0.001, rows)
-            dt[3] = 0.0
-            ticks = torch.from_numpy(t), torch.from_numpy(dt), torch.tensor(70)
-            for a, b in zip(query(bound, t, dt, 70), compiled(bound, *ticks)):
-                assert torch.equal(a, b), (driver, levy)
-        assert counter["stats"]["unique_graphs"] == 1
-        counter.clear()
-    with torch.no_grad():
-        for driver in LOOPS:
-            bound = driver(3).bind(0.0, 1.0, 7, 3, torch.float64)
-            y, t, dt = torch.zeros(7, 3, dtype=torch.float64), np.zeros(7), np.full(7, 0.125)
-            looped = compile(walk)(bound, y, torch.from_numpy(dt), torch.tensor(8))
-            for k in range(8):
-                y, t = y + bound.increment(t, dt, k).W, t + dt
-            assert torch.equal(looped, y), driver
-    print("same bits")
-"""
-
-
-def run_apart(cases, loops):
-    code = textwrap.dedent(COMPILED).replace("CASES", cases).replace("LOOPS", loops)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "same bits" in done.stdout, done.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_compiled_bits_are_the_eager_bits():
-    run_apart(
-        "[(d, l) for d in (Brownian, Increments) for l in (None, SpaceTime)]",
-        "(Brownian, Increments)",
-    )
-
-
-def test_compiled_queries_keep_the_bits():
-    run_apart("[(Brownian, SpaceTime)]", "()")

@@ -271,37 +271,49 @@ def rademacher(
 
 
 def normals(
-    seed: Integers, row: Integers, node: Integers, size: int, *, dtype: torch.dtype = torch.float32
+    seed: Integers,
+    row: Integers,
+    node: Integers,
+    size: int,
+    *,
+    first: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> _Array:
-    """Draw the standard normals of components 0 .. size - 1 along a new last axis.
+    """Draw the standard normals of components first .. first + size - 1 along a new last axis.
 
     Shapes: row and node, at least one of them an array, broadcast to S; the answer is (*S, size).
+
+    Raises:
+        ValueError: first is not a multiple of 4, where a block begins.
     """
-    count = (size + 3) // 4
+    if first % 4:
+        raise ValueError(f"normals: first={first} is inside a block; give a multiple of 4")
+    blocks = (first // 4, (first + size + 3) // 4)
     if _on_host(seed, row, node):
         wants_numpy = not any(isinstance(a, Tensor) for a in (row, node))
         host = [a.numpy() if isinstance(a, Tensor) else a for a in _signed((seed, row, node))]
-        z = _cast(_host_normals(host[0], host[1], host[2], count)[..., :size], dtype)
+        z = _host_normals(host[0], host[1], host[2], np.arange(*blocks))
+        z = _cast(z[..., :size], dtype)
         return z if wants_numpy else torch.from_numpy(np.ascontiguousarray(z))
     row, node = (a.unsqueeze(-1) if isinstance(a, Tensor) else a for a in (row, node))
     device = row.device if isinstance(row, Tensor) else node.device
-    w0, w1, w2, w3 = _block(seed, row, node, torch.arange(count, device=device))
-    return torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1).flatten(-2)[..., :size].to(dtype)
+    w0, w1, w2, w3 = _block(seed, row, node, torch.arange(*blocks, device=device))
+    z = torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1)
+    return z.flatten(-2)[..., :size].to(dtype)
 
 
-def _host_normals(seed: Integers, row: Integers, node: Integers, count: int) -> np.ndarray:
-    """Normals of `count` blocks for each counter, in pieces that stay in the cache."""
+def _host_normals(seed: Integers, row: Integers, node: Integers, block: np.ndarray) -> np.ndarray:
+    """Normals of the blocks for each counter, in pieces that stay in the cache."""
     row, node = np.broadcast_arrays(row, node)
     shape = row.shape
     row, node = row.reshape(-1, 1), node.reshape(-1, 1)
-    block = np.arange(count)
-    out = np.empty((row.shape[0], count, 4))
-    height = max(1, _BLOCKS_IN_CACHE // max(count, 1))
+    out = np.empty((row.shape[0], len(block), 4))
+    height = max(1, _BLOCKS_IN_CACHE // max(len(block), 1))
     for i in range(0, row.shape[0], height):
-        for j in range(0, count, _BLOCKS_IN_CACHE):
+        for j in range(0, len(block), _BLOCKS_IN_CACHE):
             rows, columns = slice(i, i + height), slice(j, j + _BLOCKS_IN_CACHE)
             w0, w1, w2, w3 = _block(seed, row[rows], node[rows], block[columns])
             piece = out[rows, columns]
             piece[..., 0], piece[..., 1] = _pair(w0, w1)
             piece[..., 2], piece[..., 3] = _pair(w2, w3)
-    return out.reshape(*shape, 4 * count)
+    return out.reshape(*shape, 4 * len(block))

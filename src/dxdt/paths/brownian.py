@@ -14,7 +14,7 @@ integrals for adaptive and high order SDE solvers", 2024, https://arxiv.org/abs/
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
@@ -33,6 +33,7 @@ _State: TypeAlias = tuple[_Array, _Array | None]
 """(W, I) of every row, from the start of the span."""
 _SLACK = 1e-9
 _DEEPEST = 40
+_PIECE = 1 << 17
 
 
 @final
@@ -248,6 +249,11 @@ class _Frame:
             put(self.h),
         )
 
+    def only(self, rows: slice) -> _Frame:
+        """Some rows, for draws."""
+        w, h = (None if known is None else known[rows] for known in (self.w, self.h))
+        return replace(self, row=self.row[rows], w=w, h=h)
+
     def place(self, t: _Array) -> _Array:
         """Times as points of [0, 1]."""
         return ((t - self.low) / self.length).clip(0.0, 1.0)
@@ -283,19 +289,64 @@ def _state(bound: BoundBrownian, frame: _Frame, x: _Array) -> _State:
     """(W, I) from the start of a span of length 1 to the points x: each (*x, size)."""
     cells = frame.levels.find(x)
     if bound.path.levy is None:
-        z = random.normals(frame.seed, frame.row, cells.node, bound.size, dtype=torch.float64)
-        return total(frame.levels.schauder(cells)[..., None] * _condition(z, frame.w)), None
-    z = random.normals(frame.seed, frame.row, cells.node, 2 * bound.size, dtype=torch.float64)
-    first, second = _condition(z[..., 0::2], frame.w), _condition(z[..., 1::2], frame.h)
-    w, i = (weights[..., None] for weights in frame.levels.quadratic(cells))
-    return total(w[:, 0] * first + w[:, 1] * second), total(i[:, 0] * first + i[:, 1] * second)
+        weights = (frame.levels.schauder(cells)[:, None, ..., None],)
+    else:
+        w, i = frame.levels.quadratic(cells)
+        weights = (w[..., None], i[..., None])
+    if isinstance(x, Tensor):
+        sums = _sums(frame, cells.node, weights, 0, bound.size)
+    else:
+        sums = _sums_in_pieces(frame, cells.node, weights, bound.size)
+    return sums[0], None if bound.path.levy is None else sums[1]
 
 
-def _condition(z: _Array, known: _Array | None) -> _Array:
-    if known is None:
+def _sums(
+    frame: _Frame, node: _Array, weights: tuple[_Array, ...], first: int, size: int
+) -> list[_Array]:
+    """Weighted sums of the normals of the cells, for components first .. first + size - 1.
+
+    Weights are (levels, normals a cell, *x, 1).
+    """
+    each = weights[0].shape[1]
+    z = random.normals(
+        frame.seed, frame.row, node, each * size, first=each * first, dtype=torch.float64
+    )
+    known = (frame.w, frame.h)[:each]
+    draws = [
+        _condition(z[..., j::each], None if root is None else root[:, first : first + size])
+        for j, root in enumerate(known)
+    ]
+    return [total(sum(w[:, j] * draw for j, draw in enumerate(draws))) for w in weights]
+
+
+def _sums_in_pieces(
+    frame: _Frame, node: np.ndarray, weights: tuple[np.ndarray, ...], size: int
+) -> list[np.ndarray]:
+    """The same on the host, as many rows and components at a time as fit the cache."""
+    rows = node.shape[-1]
+    most = max(4, _PIECE // (node.size // rows))
+    height = max(1, most // size)
+    width = min(size, most // 4 * 4)
+    if height >= rows and width == size:
+        return _sums(frame, node, weights, 0, size)
+    out = [np.empty((*node.shape[1:], size)) for _ in weights]
+    for i in range(0, rows, height):
+        some = slice(i, i + height)
+        part = frame.only(some)
+        part_weights = tuple(w[..., some, :] for w in weights)
+        for j in range(0, size, width):
+            stop = min(j + width, size)
+            sums = _sums(part, node[..., some], part_weights, j, stop - j)
+            for whole, piece in zip(out, sums, strict=True):
+                whole[..., some, j:stop] = piece
+    return out
+
+
+def _condition(z: _Array, root: _Array | None) -> _Array:
+    if root is None:
         return z
-    root = known + 0.0 * z[:1]
-    return namespace(z).concatenate((root, z[1:]))
+    xp = namespace(z)
+    return xp.concatenate((xp.broadcast_to(root, z[:1].shape), z[1:]))
 
 
 def _difference(ends: _State, dt: Ticks, frame: _Frame) -> tuple[_Array, _Array | None]:

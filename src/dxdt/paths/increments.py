@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ _W_CELLS = 1 << 48
 _H_CELLS = 1 << 49
 _CHUNK_STEPS = 64
 _CHUNK_NUMBERS = 1 << 18
+_TWELFTH = 1 / 12
+_FULL = (torch.float32, torch.float64)
+_Normals: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 @final
@@ -75,43 +79,50 @@ class BoundIncrements:
         self._row = torch.arange(row_offset, row_offset + rows, device=device)
         self._steps = max(1, min(_CHUNK_STEPS, _CHUNK_NUMBERS // max(1, rows * size)))
         self._drawn = -1
-        self._chunk: tuple[Tensor, Tensor | None] = (torch.empty(0), None)
+        self._chunk: list[_Normals] = []
 
     def increment(self, t: Ticks, dt: Ticks, step: Any) -> Increment:
         """The increment of cell `step` (an int or (rows,)), of length dt: W and H (rows, size)."""
         z, y = self._normals(step)
-        if isinstance(dt, Tensor):
-            W, H = torch.sign(dt) * torch.sqrt(torch.abs(dt)), torch.sqrt(torch.abs(dt) * (1 / 12))
-            scale = (W.to(self.dtype), H.to(self.dtype))
-        else:
-            both = np.stack((np.sign(dt) * np.sqrt(np.abs(dt)), np.sqrt(np.abs(dt) * (1 / 12))))
-            scale = torch.from_numpy(both).to(self.device, self.dtype).unbind(0)
-        return Increment(
-            dt, z * scale[0].unsqueeze(-1), None if y is None else y * scale[1].unsqueeze(-1)
-        )
+        a, b = self._device_scale(dt) if isinstance(dt, Tensor) else self._host_scale(dt)
+        return Increment(dt, z * a, None if y is None else y * b)
 
-    def _normals(self, step: Any) -> tuple[Tensor, Tensor | None]:
+    def _device_scale(self, dt: Tensor) -> tuple[Tensor, Tensor]:
+        """sign(dt) sqrt|dt| and sqrt(|dt|/12), (rows, 1)."""
+        length = torch.abs(dt)
+        a, b = torch.sign(dt) * torch.sqrt(length), torch.sqrt(length * _TWELFTH)
+        return a.to(self.dtype).unsqueeze(-1), b.to(self.dtype).unsqueeze(-1)
+
+    def _host_scale(self, dt: np.ndarray) -> tuple[Tensor | float, Tensor | float]:
+        """The same; one number where rows agree, which costs no tensor."""
+        # A number multiplies half precision unrounded, a tensor of that type does not.
+        if self.dtype in _FULL and (dt.size == 1 or (dt == dt[0]).all()):
+            d = float(dt.flat[0])
+            return math.copysign(math.sqrt(abs(d)), d), math.sqrt(abs(d) * _TWELFTH)
+        a, b = self._device_scale(torch.from_numpy(dt))
+        return a.to(self.device), b.to(self.device)
+
+    def _normals(self, step: Any) -> _Normals:
         if isinstance(step, Tensor):
             return self._draw(step)
-        steps = np.asarray(step)
-        first = int(steps.flat[0])
-        if steps.size > 1 and (steps != first).any():
-            return self._draw(torch.from_numpy(steps.astype(np.int64)).to(self.device))
-        chunk = first // self._steps
+        if not isinstance(step, int):
+            steps = np.asarray(step, np.int64)
+            if steps.size > 1 and (steps != steps[0]).any():
+                return self._draw(torch.from_numpy(steps).to(self.device))
+            step = int(steps.flat[0])
+        chunk, place = divmod(step, self._steps)
         if chunk != self._drawn:
-            cells = torch.arange(
-                chunk * self._steps, (chunk + 1) * self._steps, device=self.device
-            )
-            self._chunk, self._drawn = self._draw(cells.unsqueeze(-1)), chunk
-        z, y = self._chunk
-        return z[first % self._steps], None if y is None else y[first % self._steps]
+            cells = torch.arange(step - place, step - place + self._steps, device=self.device)
+            z, y = self._draw(cells.unsqueeze(-1))
+            others = [None] * self._steps if y is None else y.unbind(0)
+            self._chunk, self._drawn = list(zip(z.unbind(0), others, strict=True)), chunk
+        return self._chunk[place]
 
-    def _draw(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
-        z = random.normals(
-            self._seed, self._row, step + _W_CELLS, self.size, dtype=torch.float64
-        ).to(self.dtype)
-        if self.path.levy is None:
-            return z, None
-        return z, random.normals(
-            self._seed, self._row, step + _H_CELLS, self.size, dtype=torch.float64
-        ).to(self.dtype)
+    def _draw(self, step: Tensor) -> _Normals:
+        """Normals of the rows in the cells, (*step, rows, size), cast before they are scaled."""
+
+        def draw(cells: int) -> Tensor:
+            z = random.normals(self._seed, self._row, step + cells, self.size, dtype=torch.float64)
+            return z.to(self.dtype)
+
+        return draw(_W_CELLS), None if self.path.levy is None else draw(_H_CELLS)
