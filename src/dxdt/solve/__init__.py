@@ -21,6 +21,7 @@ from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
 from dxdt.solve.progress import TextProgress
+from dxdt.solve.reversible import AsynchronousLeapfrog, McCallumFoster, Reversible, ReversibleHeun
 from dxdt.solve.save import Save
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
@@ -44,6 +45,7 @@ __all__ = [
     "RK4",
     "SDE",
     "Additive",
+    "AsynchronousLeapfrog",
     "Backsolve",
     "BlanesMoan4",
     "BlanesMoan6",
@@ -68,8 +70,11 @@ __all__ = [
     "LowStorage",
     "LowStorage3",
     "LowStorage4",
+    "McCallumFoster",
     "Midpoint",
     "Ralston",
+    "Reversible",
+    "ReversibleHeun",
     "RungeKutta",
     "Save",
     "Scalar",
