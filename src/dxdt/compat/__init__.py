@@ -1,0 +1,1 @@
+"""Drop-ins for the peers: change one import, keep the code."""
