@@ -94,7 +94,7 @@ class RungeKutta(Solver):
         last = tableau.stages - 1
         for i in range(last):
             sums.addcmul_(factor[i], stages[i])
-            stages.append(eq.drift(times[i], sums.select(0, i)))
+            stages.append(_apart(eq.drift(times[i], sums.select(0, i)), sums))
         end = last - 1 if tableau.fsal else last
         z = sums.select(0, end).clone() if tableau.fsal else None
         sums.addcmul_(factor[last], stages[last])
@@ -118,6 +118,13 @@ class RungeKutta(Solver):
             return torch.stack(hermite(y, step.y, f0, f1))
         middle = _weigh(tableau.halfway, dt, stages)
         return torch.stack(_quartic(step.y - y, f0, f1, middle))
+
+
+def _apart(k: Tensor, sums: Tensor) -> Tensor:
+    """A stage that does not lie in ``sums``: a field may return its argument, or a view of it."""
+    if k._base is None and not k.is_inference():
+        return k
+    return k.clone() if k.untyped_storage().data_ptr() == sums.untyped_storage().data_ptr() else k
 
 
 def _estimate_uses_end(tableau: Tableau) -> bool:
