@@ -19,6 +19,7 @@ from dxdt.solve.explicit import (
 from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
+from dxdt.solve.multistep import AdamsBashforth, AdamsBashforthMoulton
 from dxdt.solve.noise import Additive, Diagonal, General, Scalar
 from dxdt.solve.progress import TextProgress
 from dxdt.solve.reversible import AsynchronousLeapfrog, McCallumFoster, Reversible, ReversibleHeun
@@ -44,6 +45,8 @@ __all__ = [
     "PID",
     "RK4",
     "SDE",
+    "AdamsBashforth",
+    "AdamsBashforthMoulton",
     "Additive",
     "AsynchronousLeapfrog",
     "Backsolve",
