@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sin
 
 import torch
 from torch import Tensor
 
-__all__ = ["COMPLEX", "GENERIC", "LINEAR", "LOGISTIC", "PENDULUM", "PROBLEMS", "SWELL", "Problem"]
+__all__ = [
+    "COMPLEX",
+    "GENERIC",
+    "LINEAR",
+    "LOGISTIC",
+    "LONG",
+    "PENDULUM",
+    "PROBLEMS",
+    "SWELL",
+    "Problem",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,11 +90,11 @@ _S0 = torch.tensor([1.0, -2.0], dtype=torch.float64)
 
 SWELL = Problem(
     "non-autonomous",
-    lambda t, y: y * torch.cos(_column(t, y)),
+    lambda t, y: 2 * y * torch.cos(2 * _column(t, y)),
     _S0,
     0.3,
-    2.8,
-    lambda t: _S0 * torch.exp(torch.sin(t[:, None]) - sin(0.3)),
+    2.1,
+    lambda t: _S0 * torch.exp(torch.sin(2 * t[:, None]) - sin(0.6)),
 )
 
 _C0 = torch.tensor([1.0 + 0.5j, -0.3 + 1.2j], dtype=torch.complex128)
@@ -126,6 +136,9 @@ GENERIC = Problem(
     2.0,
     lambda t: _bend(_flow(t + 0.5 * torch.sin(t), _Z0)),
 )
+
+# The same over six units of time, where orders seven and eight show above rounding.
+LONG = replace(GENERIC, name="generic-long", t0=2.0, t1=8.0, y0=GENERIC.at(2.0))
 
 _P0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
 

@@ -70,7 +70,7 @@ def test_operations_of_an_adaptive_step(batch, per_sample):
 
 @pytest.mark.parametrize("solver", PAIRS, ids=identify)
 def test_operations_of_every_pair(solver):
-    extra, _ = per_step(1, solver=solver, controller=dxdt.PID(1e-4, 1e-4), max_steps=10_000)
+    extra, _ = per_step(1, solver=solver, controller=dxdt.PID(1e-3, 1e-3), max_steps=10_000)
     print(f"\n{identify(solver):12} {extra:.1f}")
     # One operation for each nonzero coefficient, at worst.
     tableau = getattr(solver, "tableau", None)
@@ -109,10 +109,10 @@ def test_one_read_for_each_attempted_step(solver, save, per_sample, monkeypatch)
     )
     counts = [
         reads(monkeypatch, (0.0, 5.0), controller=dxdt.PID(tol, tol), **options)
-        for tol in (1e-2, 1e-4)
+        for tol in (1e-2, 1e-3)
     ]
     (few, steps0), (many, steps1) = counts
-    assert steps1 > steps0 + 3
+    assert steps1 >= steps0 + 3
     assert many - few == steps1 - steps0
     assert few - steps0 <= 10
 
