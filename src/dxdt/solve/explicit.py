@@ -42,6 +42,8 @@ class RungeKutta(Solver):
         cls.error_order = tableau.error_order
         cls.dense_order = tableau.dense_order if tableau.dense or tableau.middle else min(3, tableau.order)
         cls.stages = tableau.stages - tableau.fsal
+        cls.degree = len(tableau.powers) if tableau.powers is not None else 4 if tableau.middle else 3
+        cls.compiles = True
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tableau = self.tableau

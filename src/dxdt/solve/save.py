@@ -102,6 +102,10 @@ class SaveTimes:
         theta = np.where((wanted == end[row]) & whole[row], 1.0, (wanted - t[row]) / dt[row])
         return Pairs(index, row, theta, wanted)
 
+    def reach(self, end: np.ndarray) -> None:
+        """Take all requests up to ``end``, ``(R,)``."""
+        self._take(end)
+
     def _take(self, end: np.ndarray) -> None:
         if self.times.shape[1] == 1 and (self.sign == self.sign[0]).all():
             ordered = self.times[:, 0] * self.sign[0]

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
+from dxdt.solve.compiled import run_compiled, run_differentiable
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
+from dxdt.solve.engine import CannotCompile, warn_once
 from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
@@ -49,6 +51,7 @@ def solve(
     max_steps: int = 4096,
     throw: bool | None = None,
     progress: bool | Progress | None = None,
+    compile: bool = False,
 ) -> Solution:
     """Solve a differential equation from y0 over a span of time.
 
@@ -71,6 +74,9 @@ def solve(
         max_steps: attempted steps of a sample.
         throw: raise ``SolveError`` on failure; by default jointly yes, per sample no (a warning).
         progress: a progress bar, or an object with ``update`` and ``close``.
+        compile: run generated code for many steps at a time (a first call of some seconds for each
+            new field, shape and method; then far faster for small and medium fields). Where a solve
+            has no compiled form it runs eager, with one warning that says why.
 
     Returns:
         The solution; values are time first, ``(T, *y.shape)``.
@@ -83,6 +89,7 @@ def solve(
     args = args if isinstance(args, tuple) else (args,)
     interval = Interval.of(t, layout)
     solver = Tsit5() if solver is None else solver
+    rule = gradient
     gradient = Direct() if gradient is None else gradient
     _expect(equation, object, "equation", "dxdt.ODE(field)")
     _expect(solver, Solver, "solver", "dxdt.Tsit5()")
@@ -102,6 +109,9 @@ def solve(
     watch = _watch(event, rows)
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
     plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, watch=watch)
+    outcome = _compiled(plan, inputs, rule, dt_row, recorder) if compile else None
+    if outcome is not None:
+        return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
     loop = _loop(progress, span)
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     bad = ~torch.isfinite(outcome.y.detach()).all(-1)
@@ -119,6 +129,18 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
+
+
+def _compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
+    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
+    try:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
+            return run_differentiable(plan, inputs, gradient, dt, recorder)
+        with torch.no_grad():
+            return run_compiled(plan, inputs.y, dt, recorder)
+    except CannotCompile as error:
+        warn_once(str(error))
+        return None
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver, driver: Any) -> None:

@@ -47,6 +47,8 @@ class Solver(ABC):
         stages: evaluations of the drift in one step.
         stochastic: whether it solves equations with noise.
         known_grid: whether the steps must be known before the solve (methods with history).
+        degree: degree of the dense output's polynomial.
+        compiles: whether its steps can be compiled; the state must be a function of (t, y).
     """
 
     order: ClassVar[float]
@@ -55,6 +57,8 @@ class Solver(ABC):
     stages: ClassVar[int]
     stochastic: ClassVar[bool] = False
     known_grid: ClassVar[bool] = False
+    degree: ClassVar[int] = 1
+    compiles: ClassVar[bool] = False
 
     @abstractmethod
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:

@@ -1,0 +1,51 @@
+"""Matrix products of a few rows as fused sums, where a library call costs more than its arithmetic.
+
+Inside compiled code a product with a handful of rows is written as sum_k x[m, k] w[k, n], which the
+compiler fuses with what surrounds it. This belongs to our compile context only: users' code and
+eager products stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["backend"]
+
+# Largest product done as a fused sum: rows, and entries of the matrix.
+_ROWS, _ENTRIES = 4, 128 * 128
+
+
+def _is_small(x: Tensor, w: Tensor) -> bool:
+    return x.shape[0] <= _ROWS and w.numel() <= _ENTRIES and x.device.type == "cpu"
+
+
+def _product(x: Tensor, w: Tensor) -> Tensor:
+    return (x.unsqueeze(-1) * w).sum(-2)
+
+
+def _mm(x: Tensor, w: Tensor) -> Any:
+    return _product(x, w) if _is_small(x, w) else NotImplemented
+
+
+def _addmm(b: Tensor, x: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    return _product(x, w) + b if beta == 1 and alpha == 1 and _is_small(x, w) else NotImplemented
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    from torch._inductor.decomposition import select_decomp_table
+
+    aten = torch.ops.aten
+    return {**select_decomp_table(), aten.mm.default: _mm, aten.addmm.default: _addmm}
+
+
+def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """Inductor with a C++ wrapper on the CPU, and small products fused."""
+    from torch._inductor.compile_fx import compile_fx
+
+    on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
+    patches = {"cpp_wrapper": True} if on_cpu else {}
+    return compile_fx(graph, inputs, config_patches=patches, decompositions=_decompositions())  # pyright: ignore[reportArgumentType]

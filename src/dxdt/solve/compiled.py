@@ -1,0 +1,198 @@
+"""A compiled solve seen from outside: chunks of the engine turned into the outcome of a solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.clock import from_host
+from dxdt.solve.engine import CannotCompile, Chunk, Records, chunks, identity
+from dxdt.solve.equation import ODE
+from dxdt.solve.gradient import Outcome
+from dxdt.solve.loop import Carry, Plan
+from dxdt.solve.record import Recorder
+from dxdt.solve.save import SaveTimes, interpolate
+
+__all__ = ["Forward", "compilable", "run_compiled"]
+
+_checked: set[Any] = set()
+
+
+def compilable(plan: Plan) -> None:
+    """Look at what can be known before tracing.
+
+    Raises:
+        CannotCompile: the solve has no compiled form.
+    """
+    if type(plan.equation.equation) is not ODE:
+        raise CannotCompile(f"{type(plan.equation.equation).__name__} has no compiled form yet")
+    if plan.watch is not None:
+        raise CannotCompile("events have no compiled form yet")
+    if plan.equation.layout.device.type != "cpu":
+        raise CannotCompile("the compiled loop runs on the CPU; on other devices the loop is eager")
+
+
+def check_field(plan: Plan, y: Tensor) -> None:
+    """Evaluate a field once, the first time it is met, so that a wrong one is named as such."""
+    equation = plan.equation
+    key = identity(equation.equation.field), equation.layout
+    if key in _checked:
+        return
+    with torch.no_grad():
+        equation.probe(plan.span.t0, y)
+    _checked.add(key)
+
+
+@dataclass
+class Forward:
+    """Answers of a compiled solve, gathered chunk by chunk.
+
+    Attributes:
+        tape: records of the chunks and how many slots of each are used, where starts are kept.
+    """
+
+    plan: Plan
+    recorder: Recorder
+    keep: bool
+    values: list[Tensor] = field(default_factory=list)
+    starts: list[Tensor] = field(default_factory=list)
+    coefficients: list[Tensor] = field(default_factory=list)
+    tape: list[tuple[Records, int]] = field(default_factory=list)
+    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = field(default_factory=list)
+    carry: Carry | None = None
+    attempts: int = 0
+
+    def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
+        """Solve; the outcome is not differentiable."""
+        plan, f = self.plan, self.plan.equation.equation.field
+        t = np.atleast_1d(np.array(plan.span.t0))
+        accepted = np.zeros(len(t), dtype=np.int64)
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, self.keep or self.recorder.wants, bounded):
+            if chunk.records is not None and chunk.used:
+                t, accepted = self._read(chunk, t, accepted)
+            self.attempts += chunk.used
+            self.carry = chunk.carry
+        assert self.carry is not None
+        carry = _on_host(self.carry, plan)
+        self._count(y, dt)
+        values = torch.cat(self.values) if self.values else None
+        starts = torch.cat(self.starts) if self.starts else None
+        coefficients = torch.cat(self.coefficients) if self.coefficients else None
+        return Outcome(carry.y, values, starts, coefficients, None, None, carry)
+
+    def _count(self, y: Tensor, dt: Any) -> None:
+        """Evaluations of the drift: of the starting rule, of the start, of every attempt."""
+        plan, meter = self.plan, self.plan.equation.meter
+        assert self.carry is not None and meter is not None
+        held = bool(self.carry.solver)
+        automatic = dt is None and plan.scale is not None
+        meter.evaluations += self.attempts * plan.solver.stages + held + automatic * (2 - held)
+
+    def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        records, used, recorder = chunk.records, chunk.used, self.recorder
+        assert records is not None
+        ok = records.dt[:used].numpy() != 0
+        end = records.end[:used].numpy()
+        if self.keep:
+            self.tape.append((records, used))
+        if recorder.dense:
+            self._path(records, used, ok, end)
+        if recorder.times is not None:
+            self._at_times(recorder.times, chunk, t, end, ok)
+        elif recorder.every:
+            self._after_steps(chunk, accepted, end, ok)
+        return end[-1], accepted + ok.sum(0)
+
+    def _path(self, records: Records, used: int, ok: np.ndarray, end: np.ndarray) -> None:
+        some = np.flatnonzero(ok.any(1))
+        if not len(some):
+            return
+        t, dt = records.t[:used].numpy(), records.dt[:used].numpy()
+        self.recorder.starts += list(np.where(ok, t, end)[some])
+        self.recorder.lengths += list(dt[some])
+        self.recorder.ends += list(end[some].copy())
+        index = torch.from_numpy(some)
+        assert records.coefficients is not None
+        self.starts.append(records.y[index])
+        self.coefficients.append(records.coefficients[index])
+
+    def _ends(self, chunk: Chunk) -> Tensor:
+        """States after each attempt: where the next one starts."""
+        assert chunk.records is not None
+        return torch.cat([chunk.records.y[1 : chunk.used], chunk.carry.y[None]])
+
+    def _after_steps(self, chunk: Chunk, accepted: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
+        every = self.recorder.every
+        count = accepted + np.cumsum(ok, axis=0)
+        slot, row = np.nonzero(ok & (count % every == 0))
+        self._enter(count[slot, row] // every - 1, row, end[slot, row])
+        self.values.append(self._ends(chunk)[torch.from_numpy(slot), torch.from_numpy(row)])
+        self.pairs.append((slot, row, np.ones(len(slot)), True))
+
+    def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
+        slot, row, index, wanted = _due(times, end)
+        if not len(slot):
+            self.pairs.append((slot, row, wanted, False))
+            return
+        records = chunk.records
+        assert records is not None
+        start, length = records.t.numpy()[slot, row], records.dt.numpy()[slot, row]
+        theta = np.where(wanted == end[slot, row], 1.0, (wanted - start) / length)
+        self._enter(index, row, wanted)
+        at = torch.from_numpy(slot), torch.from_numpy(row)
+        dense = None
+        if (theta < 1).any():
+            assert records.coefficients is not None
+            dense = records.coefficients[at[0], :, at[1]].movedim(1, 0)
+        y0, y1 = records.y[at], self._ends(chunk)[at]
+        self.values.append(interpolate(y0, y1, dense, from_host(theta, y0)))
+        self.pairs.append((slot, row, theta, False))
+
+    def _enter(self, index: np.ndarray, row: np.ndarray, t: np.ndarray) -> None:
+        self.recorder.index.append(index)
+        self.recorder.row.append(row)
+        self.recorder.t.append(t)
+
+
+def _due(times: SaveTimes, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Requests that lie in a chunk: slot, row, index of the request and its time."""
+    before = times.next.copy()
+    times.reach(end[-1])
+    counts = times.next - before
+    row = np.repeat(np.arange(len(counts)), counts)
+    index = np.concatenate([np.arange(a, b) for a, b in zip(before, times.next, strict=True)] or [np.zeros(0, int)])
+    index = index.astype(np.int64)
+    wanted = times.times[index, row if times.times.shape[1] > 1 else 0]
+    place = (end * times.sign).T
+    slot = np.empty(len(row), dtype=np.int64)
+    for r in np.flatnonzero(counts):
+        mine = row == r
+        slot[mine] = np.searchsorted(place[r], wanted[mine] * times.sign[r], side="left")
+    return slot, row, index, wanted
+
+
+def _on_host(carry: Carry, plan: Plan) -> Carry:
+    """The final carry with its clocks on the host."""
+    joint = not plan.equation.layout.per_sample
+    names = ("t", "dt", "status", "attempts", "accepted")
+    host = {name: getattr(carry, name).numpy() for name in names}
+    return carry._replace(**{k: v[0] if joint else v for k, v in host.items()})
+
+
+def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False) -> Outcome:
+    """A compiled solve without a gradient.
+
+    Raises:
+        CannotCompile: the solve or its field has no compiled form.
+    """
+    compilable(plan)
+    check_field(plan, y)
+    return Forward(plan, recorder, keep=False).run(y, dt, bounded)
+
+
+def run_differentiable(plan: Plan, inputs: Any, gradient: Any, dt: Any, recorder: Recorder) -> Outcome:
+    raise CannotCompile("gradients have no compiled form yet")

@@ -1,0 +1,280 @@
+"""Compiled solves: many attempted steps in one call of generated code.
+
+The loop's ``advance`` is traced as it is, with its clocks beside the data, inside a ``while_loop``
+that runs until every row has ended or the records of accepted steps are full. Programs are kept by
+what shapes them (the code of the field and the structure of its modules, solver, controller, layout,
+what is recorded); parameters, arguments, times and tolerances are inputs.
+
+Records are written in place into captured buffers, one slot per attempt, and read once per chunk:
+save times, dense output and the backward pass all come from them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+
+from dxdt.ops.clock import DEVICE
+from dxdt.ops.small_products import backend
+from dxdt.ops.tree import Layout
+from dxdt.solve.controller import PID, Clip, Constant, Controller, Grid, Scale, Span
+from dxdt.solve.equation import ODE, Rows
+from dxdt.solve.loop import Carry, Plan, advance, begin
+from dxdt.solve.solution import RUNNING
+from dxdt.solve.solver import Solver
+
+__all__ = ["CannotCompile", "Chunk", "Program", "Shape", "chunks"]
+
+# Slots of the records: enough for most solves in one chunk, bounded in memory.
+_SLOTS, _BYTES = 256, 1 << 25
+
+
+class CannotCompile(Exception):
+    """This solve has no compiled form; the message says why."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a program is specialised to.
+
+    Attributes:
+        solver, controller: the method and the rule, tolerances and tables left out.
+        layout: how the state lies in rows.
+        field: what identifies the field's code and modules.
+        adaptive: whether errors are measured.
+        starts: whether starts of accepted steps are recorded.
+        dense: whether their interpolation coefficients are.
+        given: whether the first step is given.
+        slots: attempts before the loop comes back, 0 for no limit.
+    """
+
+    solver: Solver
+    controller: Controller
+    layout: Layout
+    field: Any
+    adaptive: bool
+    starts: bool
+    dense: bool
+    given: bool
+    slots: int
+
+
+class Inputs(NamedTuple):
+    """What a program is called with, besides the state."""
+
+    t0: Tensor
+    t1: Tensor
+    table: Tensor | None
+    atol: Tensor | None
+    rtol: Tensor | None
+    limit: Tensor
+
+
+class Records(NamedTuple):
+    """Accepted steps, one slot an attempt: clocks ``(K, R)``, starts ``(K, R, n)``, coefficients
+    ``(K, degree, R, n)``; dt is zero where a row did not accept."""
+
+    t: Tensor
+    dt: Tensor
+    end: Tensor
+    y: Tensor
+    coefficients: Tensor | None
+
+
+class Chunk(NamedTuple):
+    """What one call did: the packed carry, how many slots it filled, and the records."""
+
+    carry: Carry
+    used: int
+    records: Records | None
+
+
+@dataclass(eq=False)
+class Program:
+    """The traced functions of one shape, and their compiled forms."""
+
+    shape: Shape
+    first: Callable[..., Any] = field(init=False)
+    more: Callable[..., Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = _compile(self._first)
+        self.more = _compile(self._more)
+
+    def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
+        shape = self.shape
+        rows = Rows(ODE(f), shape.layout, args, None, None, None)
+        scale = None
+        if x.atol is not None and x.rtol is not None:
+            scale = Scale(x.atol, x.rtol, shape.controller.norm)  # pyright: ignore[reportAttributeAccessIssue]
+        span = Span(DEVICE, x.t0, x.t1, x.table)
+        return Plan(rows, shape.solver, shape.controller, span, scale, shape.dense, x.limit, check=scale is None)  # pyright: ignore[reportArgumentType]
+
+    def _first(self, f: Any, args: tuple[Any, ...], y: Tensor, dt: Tensor | None, x: Inputs, records: Records | None) -> Any:
+        plan = self._plan(f, args, x)
+        carry = begin(plan, y, dt)
+        return self._loop(plan, carry, records)
+
+    def _more(self, f: Any, args: tuple[Any, ...], packed: tuple[Tensor, ...], x: Inputs, records: Records | None) -> Any:
+        size = self.shape.controller.state_size
+        return self._loop(self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records)
+
+    def _loop(self, plan: Plan, carry: Carry, records: Records | None) -> Any:
+        sizes = len(carry.solver), len(carry.control)
+        slots, solver = self.shape.slots, plan.solver
+
+        def keeps(it: Tensor, *packed: Tensor) -> Tensor:
+            going = (packed[-3] == RUNNING).any()
+            return going & (it < slots) if slots else going
+
+        def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
+            after, attempt, _ = advance(plan, _unpack(packed, sizes, plan.span.t0))
+            if records is not None:
+                at, ok, slot = attempt.at, attempt.ok, (it,)
+                records.t.index_put_(slot, at.t)
+                records.dt.index_put_(slot, torch.where(ok, at.dt, 0.0))
+                records.end.index_put_(slot, attempt.end)
+                records.y.index_put_(slot, at.y)
+                if records.coefficients is not None:
+                    records.coefficients.index_put_(slot, solver.dense(attempt.step, at.dt, at.y))
+            return (it + 1, *_pack(after))
+
+        it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
+        return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
+
+
+def _pack(c: Carry) -> tuple[Tensor, ...]:
+    return (c.t, c.dt, c.y, *c.solver, *c.control, c.status, c.attempts, c.accepted)
+
+
+def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
+    n, m = sizes
+    solver, control = tuple(x[3 : 3 + n]), tuple(x[3 + n : 3 + n + m])
+    status, attempts, accepted = x[3 + n + m :]
+    return Carry(x[0], x[1], x[2], solver, control, status, attempts, accepted, None, None, torch.zeros_like(accepted), ())
+
+
+def _compile(f: Callable[..., Any]) -> Callable[..., Any]:
+    # A cache of its own for each program: the limit of recompilations counts per program.
+    return torch.compile(f, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True)
+
+
+@lru_cache(maxsize=256)
+def _program(shape: Shape) -> Program:
+    return Program(shape)
+
+
+def identity(f: Any) -> Any:
+    """What makes two fields run the same program: code, modules and the shapes of their tensors."""
+    if isinstance(f, nn.Module):
+        parts = tuple((type(m), m.training) for m in f.modules())
+        tensors = tuple((tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers()))
+        return parts, tensors
+    owner = getattr(f, "__self__", None)
+    code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
+    if code is None:
+        raise CannotCompile(f"the field is a {type(f).__name__}, neither a function nor a module")
+    cells = [c.cell_contents for c in getattr(f, "__closure__", None) or ()]
+    inner = tuple(identity(x) for x in (owner, *cells) if isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__"))
+    return code, inner
+
+
+def _static(controller: Controller) -> tuple[Controller, Any]:
+    """The controller without what is passed as an input, and that input's table."""
+    if isinstance(controller, PID):
+        return replace(controller, rtol=1.0, atol=1.0), None
+    if isinstance(controller, Grid):
+        return _GRID, controller.times
+    if isinstance(controller, Constant):
+        return Constant(), None
+    raise CannotCompile(f"{type(controller).__name__} has no compiled form yet")
+
+
+_GRID = Grid([0.0, 1.0])
+
+
+def chunks(plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool) -> Any:
+    """Run a solve compiled; yields each chunk of attempts.
+
+    Raises:
+        CannotCompile: the solve or the field has no compiled form.
+    """
+    controller, table = _static(plan.controller)
+    layout, solver = plan.equation.layout, plan.solver
+    if not solver.compiles:
+        raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
+    degree = solver.degree if plan.dense else 0
+    slots = 0
+    if starts or plan.dense or bounded:
+        per_slot = y.element_size() * y.numel() * (1 + degree) + 24 * layout.rows
+        slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
+    if isinstance(plan.controller, Constant) and plan.controller.dt is not None:
+        dt = np.full(layout.rows, abs(plan.controller.dt))
+    shape = Shape(
+        solver, controller, layout, identity(f), plan.scale is not None, starts, plan.dense, dt is not None, slots
+    )
+    program = _program(shape)
+    x = _inputs(plan, table, y)
+    step = None if dt is None else _tensor(dt, y)
+    records = _records(slots, degree, y) if starts or plan.dense else None
+    out = _call(program.first, f, args, y, step, x, records)
+    while True:
+        used, packed = int(out[0]), out[1:]
+        carry = _unpack(packed, (len(packed) - 6 - controller.state_size, controller.state_size), x.t0)
+        yield Chunk(carry, used, records)
+        if not bool((carry.status == RUNNING).any()):
+            return
+        records = _records(slots, degree, y) if records is not None else None
+        out = _call(program.more, f, args, tuple(packed), x, records)
+
+
+def _call(f: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return f(*given)
+    except Exception as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._higher_order_ops")):
+            raise CannotCompile(_reason(error)) from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    cause = text.splitlines()[0] if text else type(error).__name__
+    return cause if len(cause) < 200 else cause[:197] + "..."
+
+
+def _tensor(values: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(np.atleast_1d(values), dtype=torch.float64, device=like.device)
+
+
+def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
+    atol = rtol = None
+    if plan.scale is not None:
+        atol, rtol = (torch.as_tensor(v, dtype=y.dtype, device=y.device) for v in plan.scale[:2])
+    span = plan.span
+    limit = torch.tensor(plan.max_steps, device=y.device)
+    return Inputs(_tensor(span.t0, y), _tensor(span.t1, y), None if table is None else _tensor(table, y), atol, rtol, limit)
+
+
+def _records(slots: int, degree: int, y: Tensor) -> Records:
+    clocks = [torch.zeros(slots, y.shape[0], dtype=torch.float64, device=y.device) for _ in range(3)]
+    coefficients = y.new_empty(slots, degree, *y.shape) if degree else None
+    return Records(*clocks, y.new_empty(slots, *y.shape), coefficients)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(reason: str) -> None:
+    """Say once for each reason that a solve runs eager."""
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"compile=True runs eager: {reason}", RuntimeWarning, stacklevel=4)
