@@ -38,6 +38,7 @@ from dxdt.solve.symplectic import (
     Yoshida4,
 )
 from dxdt.solve.tableau import Tableau
+from dxdt.solve.wrappers import HalfStep
 
 __all__ = [
     "ODE",
@@ -67,6 +68,7 @@ __all__ = [
     "General",
     "Gradient",
     "Grid",
+    "HalfStep",
     "Heun",
     "I",
     "Ito",
