@@ -149,6 +149,15 @@ def test_bits_do_not_depend_on_the_batch(driver, levy):
         assert levy is None or torch.equal(part.H, whole.H[rows])
 
 
+@pytest.mark.parametrize("driver", [Brownian, Increments])
+def test_clocks_may_be_tensors(driver):
+    t, dt = np.linspace(0.1, 1.2, 400), np.linspace(0.3, 0.001, 400)
+    bound = bind(driver(10, SpaceTime), 400, size=3)
+    host = bound.increment(t, dt, np.arange(400))
+    here = bound.increment(*map(torch.from_numpy, (t, dt)), torch.arange(400))
+    assert torch.equal(host.W, here.W) and torch.equal(host.H, here.H)
+
+
 def test_rows_of_a_joint_solve_share_one_clock():
     bound = Brownian(1).bind(0.0, 1.0, 3, 2, torch.float64)
     one = bound.increment(np.array([0.25]), np.array([0.5]))

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.paths.driver import Increment, Levy, Ticks
+from dxdt.paths.driver import Increment, Levy, Ticks, settle
 from dxdt.paths.dyadic import Levels, namespace, total
 
 __all__ = ["Brownian"]
@@ -158,15 +158,15 @@ class BoundBrownian:
         Raises:
             ValueError: eager, a time outside the span by more than a relative 1e-9.
         """
-        if not isinstance(t, Tensor) and self.device.type == "cpu":
-            frame, ends = self._host, self._ends(t, dt)
+        times, lengths = settle(t, self.device), settle(dt, self.device)
+        if not isinstance(times, Tensor) and self.device.type == "cpu":
+            frame, ends = self._host, self._ends(times, lengths)
         else:
             frame = self._device
-            t, dt = self._ticks(t), self._ticks(dt)
-            ends = _state(
-                self, frame, frame.place(torch.stack((t, t + dt)).expand(2, len(frame.row)))
-            )
-        W, H = _difference(ends, dt, frame)
+            times, lengths = self._ticks(times), self._ticks(lengths)
+            both = torch.stack((times, times + lengths)).expand(2, len(frame.row))
+            ends = _state(self, frame, frame.place(both))
+        W, H = _difference(ends, lengths, frame)
         return Increment(dt, self._data(W), None if H is None else self._data(H))
 
     def value(self, t: Ticks) -> Float[Tensor, "*times rows size"]:

@@ -16,7 +16,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Bound", "Correlated", "Driver", "Increment", "Levy", "SpaceTime", "Ticks"]
+from dxdt.ops.clock import to_host
+
+__all__ = [
+    "Bound",
+    "Correlated",
+    "Driver",
+    "Increment",
+    "Levy",
+    "SpaceTime",
+    "Ticks",
+    "mix",
+    "settle",
+]
 
 Ticks: TypeAlias = Any
 """A float64 clock of shape (R,): a numpy array on the host, a tensor in a compiled loop."""
@@ -65,6 +77,13 @@ class Driver(Protocol):
         device: torch.device | str = "cpu",
         row_offset: int = 0,
     ) -> Any: ...
+
+
+def settle(x: Any, device: torch.device) -> Any:
+    """An eager clock on the CPU as a numpy array, which is faster; any other as it is."""
+    if isinstance(x, Tensor) and device.type == "cpu" and not torch.compiler.is_compiling():
+        return to_host(x)
+    return x
 
 
 def mix(

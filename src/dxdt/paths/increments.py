@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.paths.driver import Increment, Levy, Ticks
+from dxdt.paths.driver import Increment, Levy, Ticks, settle
 
 __all__ = ["Increments"]
 
@@ -83,8 +83,10 @@ class BoundIncrements:
 
     def increment(self, t: Ticks, dt: Ticks, step: Any) -> Increment:
         """The increment of cell `step` (an int or (rows,)), of length dt: W and H (rows, size)."""
-        z, y = self._normals(step)
-        a, b = self._device_scale(dt) if isinstance(dt, Tensor) else self._host_scale(dt)
+        z, y = self._normals(settle(step, self.device))
+        length = settle(dt, self.device)
+        host = not isinstance(length, Tensor)
+        a, b = self._host_scale(length) if host else self._device_scale(length)
         return Increment(dt, z * a, None if y is None else y * b)
 
     def _device_scale(self, dt: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +101,10 @@ class BoundIncrements:
         if self.dtype in _FULL and (dt.size == 1 or (dt == dt[0]).all()):
             d = float(dt.flat[0])
             return math.copysign(math.sqrt(abs(d)), d), math.sqrt(abs(d) * _TWELFTH)
-        a, b = self._device_scale(torch.from_numpy(dt))
-        return a.to(self.device), b.to(self.device)
+        length = np.abs(dt)
+        both = np.stack((np.sign(dt) * np.sqrt(length), np.sqrt(length * _TWELFTH)))
+        a, b = torch.from_numpy(both[..., None]).to(self.device, self.dtype).unbind(0)
+        return a, b
 
     def _normals(self, step: Any) -> _Normals:
         if isinstance(step, Tensor):
