@@ -122,7 +122,8 @@ class Layout:
             width = prod(self.shapes[i]) * (2 if dtype.is_complex else 1)
             part = rows[..., start : start + width].to(_real(dtype))
             if dtype.is_complex:
-                part = torch.view_as_complex(part.reshape(*lead, *shape, 2).contiguous())
+                # Not view_as_complex, which refuses memory that begins at an odd place.
+                part = torch.complex(*part.reshape(*lead, *shape, 2).unbind(-1))
             out.append(part.reshape((*lead, *shape)))
             start += width
         return self.spec.unflatten(out)

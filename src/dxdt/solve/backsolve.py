@@ -9,7 +9,8 @@ differentiation through the steps by the truncation error. Unstable where the ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from dxdt.ops.clock import HOST, SINGLE, START, Ticks, from_host, moments
 from dxdt.ops.tree import Layout
 from dxdt.solve.captured import captured
-from dxdt.solve.controller import Constant, Controller, Grid, Span
+from dxdt.solve.controller import Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import Meter, Rows
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
 from dxdt.solve.loop import After, Attempt, Carry, Plan, begin
@@ -38,17 +39,19 @@ _NODES, _WEIGHTS = (0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1), 0.5 * np.
 class Backsolve(Gradient):
     """Solve the adjoint equation backwards; O(1) memory, not exact for the discretisation.
 
-    The state is set to the stored value at every save time. With ``seminorm`` the error control of
-    the backward solve sees the state and its adjoint only, and the parameter integral is a Gauss
-    quadrature over its accepted steps (P. Kidger, R. Chen, T. Lyons, "'Hey, that's not an ODE':
-    faster ODE adjoints via seminorms", ICML 2021); otherwise the integral is part of the backward
-    state, as in R. Chen et al., "Neural ordinary differential equations", NeurIPS 2018.
+    The state is set to the stored value at every save time. The parameter integral is part of the
+    backward state, as in R. Chen et al., "Neural ordinary differential equations", NeurIPS 2018;
+    with ``seminorm`` the error control does not see it, because nothing depends on it (P. Kidger,
+    R. Chen, T. Lyons, "'Hey, that's not an ODE': faster ODE adjoints via seminorms", ICML 2021).
+    Samples with clocks of their own share no such state: there the integral is a Gauss quadrature
+    over the accepted steps, and never in the error control.
 
     Args:
         solver: method of the backward solve (default: that of the forward solve).
         controller: its step sizes (default: those of the forward solve).
         seminorm: leave the parameter integral out of the error control.
         max_steps: attempted steps between two save times.
+        counts: a ``collections.Counter`` to which the backward solves add their ``evaluations``.
 
     Raises:
         ValueError: with events, dense output or a random path, or with a grid and no controller.
@@ -58,6 +61,7 @@ class Backsolve(Gradient):
     controller: Controller | None = None
     seminorm: bool = True
     max_steps: int = 1 << 20
+    counts: Counter[str] | None = field(default=None, compare=False, repr=False)
 
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         if torch.is_grad_enabled():
@@ -93,7 +97,6 @@ class _Task:
     dt: Ticks | None
     recorder: Recorder
     carry: Carry | None = None
-    evaluations: int = 0
 
     def forward(self) -> tuple[Tensor, Tensor | None]:
         outcome = Direct().run(self.loop, self.plan, self.inputs, self.dt, self.recorder)
@@ -103,7 +106,7 @@ class _Task:
     def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         assert self.carry is not None
         shared = [x for x in (*_args(inputs), *inputs.params) if x.requires_grad]
-        adjoint = _AdjointRows(inputs.plan(self.plan).equation, shared, not self.rule.seminorm)
+        adjoint = _AdjointRows(inputs.plan(self.plan).equation, shared, self.rule.seminorm)
         sweep = _Sweep(self, adjoint, self.plan)
         gy, gvalues = given
         y = self.carry.y
@@ -126,7 +129,8 @@ class _Task:
             if gmoments is not None:
                 self._moment_gradients(gmoments, adjoint, now, number, row, values[wanted], cot)
         state = sweep.back(state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy())
-        self.evaluations = adjoint.meter.evaluations
+        if self.rule.counts is not None:
+            self.rule.counts["evaluations"] += adjoint.meter.evaluations
         ga = adjoint.adjoint(state)
         totals = iter(adjoint.totals(state))
         out: list[Tensor | None] = [ga]
@@ -181,21 +185,36 @@ class _AdjointRows:
     Attributes:
         equation: the forward equation.
         shared: tensors whose gradients are integrals.
-        full: whether the integrals are part of the state (one row only).
+        seminorm: whether errors of the integrals do not count.
+        full: whether the integrals are part of the state (where there is one clock).
     """
 
     equation: Rows
     shared: list[Tensor]
-    full: bool
+    seminorm: bool
 
     def __post_init__(self) -> None:
         layout = self.equation.layout
-        self.full = self.full and layout.rows == 1
+        self.full = layout.rows == 1
         self.meter = Meter(checked=True)
         self.noise = None
         self.sizes = [x.numel() for x in self.shared] if self.full else []
         self.layout: Layout = replace(layout, size=2 * layout.size + sum(self.sizes))
         self.sums = [torch.zeros_like(x) for x in self.shared]
+
+    def scale(self, controller: Controller) -> Scale | None:
+        """How errors are measured: tolerances of the state hold for its adjoint too, and the least
+        of them for the integrals where these count."""
+        scale = controller.scale(self.equation.layout)
+        if scale is None:
+            return None
+        n, extra = self.equation.layout.size, sum(self.sizes)
+        atol, rtol = (
+            torch.cat([x, x, x.min().expand(extra)]) if isinstance(x, Tensor) else x for x in (scale.atol, scale.rtol)
+        )
+        if not (self.seminorm and extra):
+            return Scale(atol, rtol, scale.norm)
+        return Scale(atol, rtol, lambda ratio: scale.norm(ratio[:, : 2 * n]))
 
     def start(self, y: Tensor, a: Tensor) -> Tensor:
         """Rows at the end of the span; rows that failed are zero."""
@@ -285,7 +304,7 @@ class _Sweep:
         controller = rule.controller or plan.controller
         solver = rule.solver or plan.solver
         integrates = bool(adjoint.shared) and not adjoint.full
-        back = Plan(adjoint, solver, controller, span, controller.scale(adjoint.layout), integrates, rule.max_steps)  # pyright: ignore[reportArgumentType]
+        back = Plan(adjoint, solver, controller, span, adjoint.scale(controller), integrates, rule.max_steps)  # pyright: ignore[reportArgumentType]
         dt = self.task.dt if isinstance(controller, Constant) else self.dt
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
@@ -312,7 +331,6 @@ class _Function(torch.autograd.Function):
         return y, values
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> Any:
         task: _Task = ctx.task
         saved = ctx.saved_tensors
@@ -320,4 +338,23 @@ class _Function(torch.autograd.Function):
         params = len(task.inputs.params)
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]]
         inputs = task.inputs.rebuilt([*leaves, *tensors[len(tensors) - params :]])
-        return (None, *task.pull(inputs, values, given))
+        with torch.no_grad():
+            pulled = task.pull(inputs, values, given)
+        if torch.is_grad_enabled():
+            pulled = [None if p is None else _Once.apply(p, *tensors, *given) for p in pulled]
+        return (None, *pulled)
+
+
+class _Once(torch.autograd.Function):
+    """A first derivative that says so when it is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *of: Tensor | None) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        raise RuntimeError(
+            "Backsolve has no second derivatives: use gradient=dxdt.Checkpointed() or dxdt.Direct(), "
+            "which differentiate the steps and can be differentiated again"
+        )
