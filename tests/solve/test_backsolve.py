@@ -108,8 +108,8 @@ def test_it_uses_the_solver_and_the_controller_that_it_is_given():
 # How often the field is evaluated on the way back
 
 
-class Stiffening(nn.Module):
-    """Parameters with an integral that varies faster than the state."""
+class Steep(nn.Module):
+    """A field whose parameters have integrals that vary faster than the state."""
 
     def __init__(self):
         super().__init__()
@@ -117,20 +117,20 @@ class Stiffening(nn.Module):
 
     def forward(self, t, y):
         time = t.expand(*y.shape[:-1], 1)
-        return self.upper(torch.tanh(3 * self.lower(torch.cat([y, time], -1)))) - y
+        return self.upper(torch.tanh(3 * self.lower(torch.cat([y, time], -1))))
 
 
 def backward_evaluations(seminorm, tol):
     torch.manual_seed(0)
-    net = Stiffening().double()
+    net = Steep().double()
     y0 = torch.randn(16, 2, dtype=D, requires_grad=True)
     counts = Counter()
     sol = dxdt.solve(
         dxdt.ODE(net),
         y0,
-        (0.0, 4.0),
+        (0.0, 10.0),
         gradient=Backsolve(seminorm=seminorm, counts=counts),
-        controller=dxdt.PID(rtol=tol, atol=tol),
+        controller=dxdt.PID(rtol=tol, atol=tol / 1000),
     )
     assert not counts
     sol.y1.square().sum().backward()
@@ -143,7 +143,7 @@ def test_the_seminorm_needs_fewer_backward_evaluations():
         forward, full = backward_evaluations(False, tol)
         _, semi = backward_evaluations(True, tol)
         print(f"{tol:>10.0e}{forward:>9}{full:>7}{semi:>10}{1 - semi / full:>7.0%}")
-        assert semi < full
+        assert semi < 0.75 * full
 
 
 @pytest.mark.parametrize("seminorm", [True, False], ids=["seminorm", "full"])
