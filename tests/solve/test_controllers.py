@@ -255,8 +255,17 @@ def test_jumps(solver, dtype):
     known = Clip(PID(1e-3, 1e-3), jumps=[1.0, 1.5])
     errors, steps = [], []
     for controller in (known, PID(1e-3, 1e-3)):
-        sol = dxdt.solve(dxdt.ODE(switch), y0, (0.0, 2.0), solver=solver, controller=controller)
-        errors.append(abs(float(sol.y1) - exact))
+        sol = dxdt.solve(
+            dxdt.ODE(switch),
+            y0,
+            (0.0, 2.0),
+            solver=solver,
+            controller=controller,
+            max_steps=1000,
+            throw=False,
+        )
+        # A method with memory of the slope may never get over a jump that it does not know.
+        errors.append(abs(float(sol.y1) - exact) if sol.ok else float("inf"))
         steps.append(sol.stats.steps)
     assert errors[0] < 2e-5
     assert errors[0] < errors[1] / 10 and steps[0] < steps[1]
