@@ -192,7 +192,3 @@ def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bo
     compilable(plan)
     check_field(plan, y)
     return Forward(plan, recorder, keep=False).run(y, dt, bounded)
-
-
-def run_differentiable(plan: Plan, inputs: Any, gradient: Any, dt: Any, recorder: Recorder) -> Outcome:
-    raise CannotCompile("gradients have no compiled form yet")

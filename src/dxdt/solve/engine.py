@@ -12,7 +12,7 @@ save times, dense output and the backward pass all come from them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -21,17 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
+from torch.func import functional_call
 
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.small_products import backend
-from dxdt.ops.tree import Layout
+from dxdt.ops.tree import Layout, flatten
 from dxdt.solve.controller import PID, Clip, Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import ODE, Rows
 from dxdt.solve.loop import Carry, Plan, advance, begin
 from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Solver
 
-__all__ = ["CannotCompile", "Chunk", "Program", "Shape", "chunks"]
+__all__ = ["CannotCompile", "Chunk", "Holder", "Program", "Records", "Shape", "Taken", "call", "chunks", "identity", "prepare", "warn_once"]
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
 _SLOTS, _BYTES = 256, 1 << 25
@@ -104,10 +105,12 @@ class Program:
     shape: Shape
     first: Callable[..., Any] = field(init=False)
     more: Callable[..., Any] = field(init=False)
+    back: Callable[..., Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.first = _compile(self._first)
         self.more = _compile(self._more)
+        self.back = _compile(self._back)
 
     def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
         shape = self.shape
@@ -149,6 +152,70 @@ class Program:
 
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
         return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
+
+
+    def _back(
+        self, holder: Holder, args: tuple[Any, ...], names: tuple[str, ...], shared: tuple[Tensor, ...], taken: Taken, gy: Tensor, totals: Any
+    ) -> Any:
+        """Cotangents of the start of a chunk and of what its steps share, from those of its end."""
+        shape = self.shape
+        solver, layout, dense = shape.solver, shape.layout, shape.dense
+        leaves, spec = flatten(args)
+        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+
+        def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
+            now = list(leaves)
+            for i, x in zip(places, inner, strict=False):
+                now[i] = x
+            named = dict(zip(names, inner[len(places) :], strict=True))
+            f = lambda t, y, *args: functional_call(holder, named, (t, y, *args))  # noqa: E731
+            rows = Rows(ODE(f), layout, tuple(spec.unflatten(now)), None, None, None)
+            state = solver.init(rows, t, y, dense)
+            after = solver.step(rows, t, dt, y, state, 0)
+            return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
+
+        def keeps(i: Tensor, *carry: Tensor) -> Tensor:
+            return i >= 0
+
+        def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+            slot = i.reshape(1)
+            t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
+            ok = (dt != 0).unsqueeze(-1)
+            _, pull = torch.func.vjp(lambda y, *inner: step(t, dt, y, *inner), y, *shared)
+            cots = [torch.where(ok, gy + end, 0.0)]
+            if dense:
+                assert taken.coefficients is not None
+                cots.append(taken.coefficients.index_select(0, slot)[0])
+            back, *rest = pull(tuple(cots))
+            return (i - 1, torch.where(ok, back + begin_, gy), *(a + b for a, b in zip(totals, rest, strict=True)))
+
+        last = torch.full((), taken.t.shape[0] - 1, dtype=torch.int64, device=gy.device)
+        return while_loop(keeps, body, (last, gy.clone(), *(x.clone() for x in totals)))[1:]
+
+
+class Holder(nn.Module):
+    """A field and the modules it uses, so that their parameters can be given from outside."""
+
+    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.used = nn.ModuleList(modules)
+        self.called = (f,)
+
+    def forward(self, *given: Any) -> Any:
+        """The field's value."""
+        return self.called[0](*given)
+
+
+class Taken(NamedTuple):
+    """Steps of a chunk and the cotangents that enter at each: of the value at its end and at its
+    start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``."""
+
+    t: Tensor
+    dt: Tensor
+    y: Tensor
+    end: Tensor
+    start: Tensor
+    coefficients: Tensor | None
 
 
 def _pack(c: Carry) -> tuple[Tensor, ...]:
@@ -201,42 +268,56 @@ def _static(controller: Controller) -> tuple[Controller, Any]:
 _GRID = Grid([0.0, 1.0])
 
 
-def chunks(plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool) -> Any:
-    """Run a solve compiled; yields each chunk of attempts.
+def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
+    """The program of a solve, the first step and the table of its grid.
 
     Raises:
-        CannotCompile: the solve or the field has no compiled form.
+        CannotCompile: the solve has no compiled form.
     """
     controller, table = _static(plan.controller)
     layout, solver = plan.equation.layout, plan.solver
     if not solver.compiles:
         raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
-    degree = solver.degree if plan.dense else 0
     slots = 0
     if starts or plan.dense or bounded:
-        per_slot = y.element_size() * y.numel() * (1 + degree) + 24 * layout.rows
+        per_slot = y.element_size() * y.numel() * (1 + _degree(plan)) + 24 * layout.rows
         slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
     if isinstance(plan.controller, Constant) and plan.controller.dt is not None:
         dt = np.full(layout.rows, abs(plan.controller.dt))
     shape = Shape(
         solver, controller, layout, identity(f), plan.scale is not None, starts, plan.dense, dt is not None, slots
     )
-    program = _program(shape)
+    return _program(shape), dt, table
+
+
+def _degree(plan: Plan) -> int:
+    return plan.solver.degree if plan.dense else 0
+
+
+def chunks(plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool) -> Iterator[Chunk]:
+    """Run a solve compiled; yields each chunk of attempts.
+
+    Raises:
+        CannotCompile: the solve or the field has no compiled form.
+    """
+    program, dt, table = prepare(plan, f, y, dt, starts, bounded)
+    slots, size = program.shape.slots, program.shape.controller.state_size
     x = _inputs(plan, table, y)
     step = None if dt is None else _tensor(dt, y)
-    records = _records(slots, degree, y) if starts or plan.dense else None
-    out = _call(program.first, f, args, y, step, x, records)
+    recorded = starts or plan.dense
+    records = _records(slots, _degree(plan), y) if recorded else None
+    out = call(program.first, f, args, y, step, x, records)
     while True:
         used, packed = int(out[0]), out[1:]
-        carry = _unpack(packed, (len(packed) - 6 - controller.state_size, controller.state_size), x.t0)
+        carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
         yield Chunk(carry, used, records)
         if not bool((carry.status == RUNNING).any()):
             return
-        records = _records(slots, degree, y) if records is not None else None
-        out = _call(program.more, f, args, tuple(packed), x, records)
+        records = _records(slots, _degree(plan), y) if recorded else None
+        out = call(program.more, f, args, tuple(packed), x, records)
 
 
-def _call(f: Callable[..., Any], *given: Any) -> Any:
+def call(f: Callable[..., Any], *given: Any) -> Any:
     try:
         return f(*given)
     except Exception as error:

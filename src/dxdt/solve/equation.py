@@ -104,6 +104,29 @@ Equation: TypeAlias = Any
 """Anything with ``drift(t, y, *args)`` and ``fields``; stochastic equations have more."""
 
 
+def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
+    if isinstance(f, nn.Module):
+        yield f
+        return
+    owner, code = getattr(f, "__self__", None), getattr(f, "__code__", None)
+    if isinstance(owner, nn.Module):
+        yield owner
+    if code is None or depth == 0:
+        return
+    cells = [c.cell_contents for c in f.__closure__ or () if _filled(c)]
+    for value in (*cells, *(f.__globals__.get(name) for name in code.co_names)):
+        if isinstance(value, nn.Module) or hasattr(value, "__code__"):
+            yield from _modules(value, depth - 1)
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(eq=False)
 class Meter:
     """What a solve counts.
@@ -194,11 +217,9 @@ class Rows:
         return self.noise.increment(t, dt, index)
 
     def modules(self) -> Iterator[nn.Module]:
-        """Modules among the user's callables, bound methods and wrapped equations included."""
+        """Modules among the user's callables: themselves, what they are methods of, what they close over."""
         for f in self.equation.fields:
-            owner = f if isinstance(f, nn.Module) else getattr(f, "__self__", None)
-            if isinstance(owner, nn.Module):
-                yield owner
+            yield from _modules(f, depth=2)
 
     def parameters(self) -> list[Tensor]:
         """Parameters of the modules that require a gradient, each once."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
-from dxdt.solve.compiled import run_compiled, run_differentiable
+from dxdt.solve.compiled import run_compiled
+from dxdt.solve.compiled_gradient import run_differentiable
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.engine import CannotCompile, warn_once
@@ -20,6 +21,7 @@ from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
 from dxdt.solve.event import Event, Watch
+from dxdt.solve.mapped import fold, has_values, refuse_rule
 from dxdt.solve.loop import After, Attempt, Carry, Ends, Plan, run
 from dxdt.solve.progress import Progress, meter
 from dxdt.solve.record import Recorder
@@ -85,8 +87,13 @@ def solve(
         TypeError, ValueError: the problem is not well posed; the message says what to change.
         SolveError: the solve failed (see ``throw``).
     """
-    layout = Layout.of(y0, per_sample=per_sample)
     args = args if isinstance(args, tuple) else (args,)
+    problem = dict(args=args, save=save, event=event, driver=driver, dt=dt, throw=throw)
+    folded = fold(equation, y0, t, problem, per_sample)
+    if folded is not None:
+        rest = dict(args=args, dt=dt, solver=solver, controller=controller, gradient=gradient, params=params, max_steps=max_steps)
+        return folded.unfold(solve(**rest, **folded.problem, progress=progress))
+    layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
     solver = Tsit5() if solver is None else solver
     rule = gradient
@@ -94,6 +101,7 @@ def solve(
     _expect(equation, object, "equation", "dxdt.ODE(field)")
     _expect(solver, Solver, "solver", "dxdt.Tsit5()")
     _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
+    refuse_rule(gradient)
     controller, dt_row = _controller(controller, solver, dt, interval, layout)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
@@ -104,7 +112,7 @@ def solve(
         rows.noise = _bind(driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
-    parameters = tuple(rows.parameters()) + tuple(params or ())
+    parameters = tuple({id(p): p for p in (*rows.parameters(), *(params or ()))}.values())
     inputs = Inputs(y, ends, recorder.moments, args, parameters)
     watch = _watch(event, rows)
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
@@ -114,8 +122,7 @@ def solve(
         return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
     loop = _loop(progress, span)
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
-    bad = ~torch.isfinite(outcome.y.detach()).all(-1)
-    if plan.scale is None and bool(bad.any()):
+    if plan.scale is None and has_values(outcome.y) and not bool(torch.isfinite(outcome.y.detach()).all()):
         # Fixed steps are not looked at while they run: find where the bad rows failed, and stop them there.
         rows.meter.evaluations = 0
         recorder = _recorder(save, interval, layout)
@@ -144,7 +151,7 @@ def _compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, re
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver, driver: Any) -> None:
-    if not bool(torch.isfinite(y.detach()).all()):
+    if has_values(y) and not bool(torch.isfinite(y.detach()).all()):
         raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: give at least 1")

@@ -1,0 +1,209 @@
+"""Gradients of a compiled solve: the recorded steps reversed by generated code.
+
+The forward pass keeps where accepted steps begin, chunk by chunk. Backward, cotangents of saved
+values are first laid where they enter (the end, the start or the coefficients of a step), then one
+program per chunk forms each step again and pulls them through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxdt.ops.clock import from_host
+from dxdt.ops.tree import tree_map
+from dxdt.solve.captured import captured
+from dxdt.solve.checkpointed import Checkpointed
+from dxdt.solve.compiled import Forward, check_field, compilable
+from dxdt.solve.engine import CannotCompile, Holder, Program, Records, Taken, call, prepare
+from dxdt.solve.gradient import Gradient, Inputs, Outcome
+from dxdt.solve.loop import Plan
+from dxdt.solve.record import Recorder
+
+__all__ = ["run_differentiable"]
+
+
+def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    """A compiled solve whose outcome is differentiable in the state, args and parameters.
+
+    Raises:
+        CannotCompile: the solve, its field or the gradient asked for has no compiled form.
+    """
+    if gradient is not None and gradient != Checkpointed():
+        raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
+    if inputs.ends is not None or inputs.moments is not None:
+        raise CannotCompile("gradients with respect to times have no compiled form yet")
+    compilable(plan)
+    check_field(plan, inputs.y)
+    captured(plan, inputs)
+    task = _Task(plan, inputs, dt, recorder)
+    y, values, starts, coefficients = _Function.apply(task, *inputs.tensors())
+    assert task.forward is not None and task.forward.carry is not None
+    return Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
+
+
+def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
+    """The field with its modules, and the names of the parameters there, in their order.
+
+    Raises:
+        CannotCompile: a parameter belongs to no module of the field.
+    """
+    holder = Holder(f, list({id(m): m for m in modules}.values()))
+    names: dict[int, str] = {}
+    for name, p in holder.named_parameters():
+        names.setdefault(id(p), name)
+    if any(id(p) not in names for p in params):
+        raise CannotCompile("a tensor in params= belongs to no module of the field, so it cannot be an input of the program")
+    return holder, tuple(names[id(p)] for p in params)
+
+
+@dataclass(eq=False)
+class _Task:
+    plan: Plan
+    inputs: Inputs
+    dt: Any
+    recorder: Recorder
+    forward: Forward | None = None
+    outcome: Any = None
+    program: Program | None = None
+    holder: Holder = field(init=False)
+    names: tuple[str, ...] = field(init=False)
+    shared: tuple[Tensor, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        equation, inputs = self.plan.equation, self.inputs
+        self.holder, self.names = _hold(equation.equation.field, equation.modules(), inputs.params)
+        self.shared = inputs.tensors()[1:]
+
+    def solve(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        plan, y = self.plan, self.inputs.y.detach()
+        f = plan.equation.equation.field
+        self.program, _, _ = prepare(plan, f, y, self.dt, True, False)
+        self.forward = Forward(plan, self.recorder, keep=True)
+        outcome = self.forward.run(y, self.dt)
+        # Detached, because the outputs hold this task through their graph: a cycle would leak.
+        self.outcome = outcome._replace(y=None, values=None, starts=None, coefficients=None)
+        self.outcome = self.outcome._replace(carry=outcome.carry._replace(y=outcome.y.detach()))
+        return outcome.y, outcome.values, outcome.starts, outcome.coefficients
+
+    def pull(self, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Cotangents of the inputs from those of the outputs."""
+        forward, program = self.forward, self.program
+        assert forward is not None and program is not None
+        args = _detached(self.plan.equation.args)
+        shared = tuple(x.detach() for x in self.shared)
+        gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
+        totals = tuple(torch.zeros_like(x) for x in shared)
+        for taken in self._taken(given):
+            gy, *rest = call(program.back, self.holder, args, self.names, shared, taken, gy.contiguous(), totals)
+            totals = tuple(rest)
+        return [gy, *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True))]
+
+    def _taken(self, given: tuple[Tensor | None, ...]) -> Iterator[Taken]:
+        """The steps of each chunk from last to first, with the cotangents that enter there."""
+        forward = self.forward
+        assert forward is not None
+        _, gvalues, gstarts, gcoefficients = given
+        used = 0 if gvalues is None else len(gvalues)
+        level = 0 if gcoefficients is None else len(gcoefficients)
+        asked = forward.pairs or [None] * len(forward.tape)
+        for (records, count), pairs in zip(reversed(forward.tape), reversed(asked), strict=True):
+            entry = _Entry.of(records, count)
+            if pairs is not None and gvalues is not None:
+                entry.answer(*pairs, gvalues[used - len(pairs[0]) : used])
+                used -= len(pairs[0])
+            if gcoefficients is not None:
+                some = np.flatnonzero((records.dt[:count].numpy() != 0).any(1))
+                mine = slice(level - len(some), level)
+                entry.path(some, gcoefficients[mine], None if gstarts is None else gstarts[mine])
+                level -= len(some)
+            yield entry.taken()
+
+
+@dataclass
+class _Entry:
+    """Cotangents that enter at the steps of a chunk."""
+
+    records: Records
+    count: int
+    end: Tensor
+    start: Tensor
+    coefficients: Tensor | None
+
+    @classmethod
+    def of(cls, records: Records, count: int) -> _Entry:
+        y = records.y[:count]
+        held = records.coefficients
+        return cls(records, count, torch.zeros_like(y), torch.zeros_like(y), None if held is None else torch.zeros_like(held[:count]))
+
+    def answer(self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor) -> None:
+        """Saved values: at the end of a step, or inside it."""
+        whole = np.ones(len(slot), dtype=bool) if ends else theta == 1
+        at = lambda mask: (torch.from_numpy(slot[mask]), torch.from_numpy(row[mask]))  # noqa: E731
+        self.end.index_put_(at(whole), g[torch.from_numpy(whole)], accumulate=True)
+        if whole.all():
+            return
+        inside = ~whole
+        g, place = g[torch.from_numpy(inside)], from_host(theta[inside], g)[:, None]
+        self.start.index_put_(at(inside), g, accumulate=True)
+        assert self.coefficients is not None
+        for j in range(self.coefficients.shape[1]):
+            self.coefficients[:, j].index_put_(at(inside), g * place ** (j + 1), accumulate=True)
+
+    def path(self, some: np.ndarray, g: Tensor, gstart: Tensor | None) -> None:
+        """The dense path."""
+        index = torch.from_numpy(some)
+        assert self.coefficients is not None
+        self.coefficients.index_add_(0, index, g)
+        if gstart is not None:
+            self.start.index_add_(0, index, gstart)
+
+    def taken(self) -> Taken:
+        """The chunk without attempts that nobody accepted; idle rows stand where a derivative is harmless."""
+        t, dt, y = (x[: self.count] for x in self.records[:2] + (self.records.y,))
+        ok = dt.numpy() != 0
+        parts = [t, dt, y, self.end, self.start, self.coefficients]
+        if not ok.all():
+            some = torch.from_numpy(np.flatnonzero(ok.any(1)))
+            parts = [None if x is None else x[some] for x in parts]
+            kept = ok[ok.any(1)]
+            if not kept.all():
+                slot, row = _harmless(kept)
+                parts[0], parts[2] = parts[0][slot, row], parts[2][slot, row]  # pyright: ignore[reportOptionalSubscript]
+        return Taken(*(None if x is None else x.contiguous() for x in parts))  # pyright: ignore[reportArgumentType]
+
+
+def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:
+    """For each slot and row the slot and row to stand at: its own, the row's last accepted, or that
+    of another row."""
+    slots, rows = ok.shape
+    index = np.where(ok, np.arange(slots)[:, None], -1)
+    last = np.maximum.accumulate(index, axis=0)
+    donor = ok.argmax(1)
+    slot = np.where(last >= 0, last, np.arange(slots)[:, None])
+    row = np.where(last >= 0, np.arange(rows)[None], donor[:, None])
+    return torch.from_numpy(slot), torch.from_numpy(row)
+
+
+def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, args)
+
+
+class _Function(torch.autograd.Function):
+    """The solve as one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Any:
+        ctx.task = task
+        ctx.set_materialize_grads(False)
+        return task.solve()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
+        return (None, *ctx.task.pull(given))
