@@ -65,13 +65,14 @@ class RungeKutta(Solver):
         times = moments(t, dt, nodes, joint, y)
         stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
         z, used = y, 0
-        for row, time in zip(tableau.rows, times[: tableau.stages - 1], strict=False):
-            z = _combine(y, row, steps[used:], stages)
+        for i, time in enumerate(times[: tableau.stages - 1]):
+            row = tableau.rows[i]
+            z = _combine(y, row, steps[used:], stages, last=tableau.solution == i)
             used += len(row)
             stages.append(eq.drift(time, z))
         if not tableau.fsal:
-            row = tableau.rows[tableau.stages - 1]
-            z = _combine(y, row, steps[used:], stages)
+            row = tableau.rows[tableau.solution]
+            z = _combine(y, row, steps[used:], stages, last=True)
             used += len(row)
             if state:
                 stages.append(eq.drift(times[-1], z))
@@ -93,14 +94,17 @@ class RungeKutta(Solver):
         times = moments(t, dt, nodes, joint, y)
         stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
         sums = y * from_host(begins, y)
-        last = tableau.stages - 1
+        last, end, z = tableau.stages - 1, tableau.solution, y
         for i in range(last):
             sums.addcmul_(factor[i], stages[i])
-            stages.append(_apart(eq.drift(times[i], sums.select(0, i)), sums))
-        end = last - 1 if tableau.fsal else last
-        z = sums.select(0, end).clone() if tableau.fsal else None
+            if i == end:
+                z = y + sums.select(0, end)
+                stages.append(eq.drift(times[i], z))
+            else:
+                stages.append(_apart(eq.drift(times[i], sums.select(0, i)), sums))
         sums.addcmul_(factor[last], stages[last])
-        z = sums.select(0, end).clone() if z is None else z
+        if end == last:
+            z = y + sums.select(0, end)
         if not tableau.fsal and state:
             stages.append(eq.drift(times[-1], z))
             if len(factor) > tableau.stages:
@@ -145,8 +149,15 @@ def detached(stages: list[Tensor]) -> list[Tensor]:
     return [k.detach() for k in stages] if stages[-1].requires_grad else stages
 
 
-def _combine(y: Tensor | None, row: tuple[int, ...], steps: Sequence[Any], stages: Sequence[Tensor]) -> Tensor:
-    """y + sum_j (dt a_j) k_j over the nonzero entries of a row of the tableau."""
+def _combine(
+    y: Tensor | None, row: tuple[int, ...], steps: Sequence[Any], stages: Sequence[Tensor], last: bool = False
+) -> Tensor:
+    """y + sum_j (dt a_j) k_j over the nonzero entries of a row of the tableau.
+
+    ``last`` adds y at the end, so that a step rounds the solution once and not once a stage.
+    """
+    if last and y is not None:
+        return y + _combine(None, row, steps, stages)
     if y is None:
         first, *row = row  # pyright: ignore[reportAssignmentType]
         y, steps = stages[first] * steps[0], steps[1:]

@@ -84,7 +84,7 @@ class Tableau:
         if self.dense is not None and len(self.dense) not in (s, s + 1):
             raise ValueError(f"Tableau.dense has {len(self.dense)} rows: give one for each of the {s} stages")
         # A compiler does not see through cached properties, but finds their values where they are kept.
-        for name in ("fsal", "nodes", "nodes_and_end", "rows", "values", "columns", "powers", "halfway"):
+        for name in ("fsal", "solution", "nodes", "nodes_and_end", "rows", "values", "columns", "powers", "halfway"):
             getattr(self, name)
 
     @cached_property
@@ -101,6 +101,11 @@ class Tableau:
         """Whether the last stage is the first of the next step (first same as last)."""
         last = [*self.a[-1], 0] if self.a else []
         return len(last) == len(self.b) and all(float(x) == float(y) for x, y in zip(last, self.b, strict=True))
+
+    @cached_property
+    def solution(self) -> int:
+        """Which of the sums is the solution."""
+        return self.stages - 1 - self.fsal
 
     @cached_property
     def nodes(self) -> Table:
@@ -132,6 +137,8 @@ class Tableau:
         for i, row in enumerate(rows):
             table[: len(row), i] = [float(x) for x in row]
         begins = np.ones((len(rows), 1, 1))
+        # The solution is added at the end, so that a step rounds it once and not once a stage.
+        begins[self.solution] = 0
         if self.error is not None:
             begins[-1] = 0
         return table, begins
