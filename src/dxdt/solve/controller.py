@@ -163,7 +163,7 @@ class Grid(Controller):
     state_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        times = self.times.detach().cpu().numpy() if isinstance(self.times, Tensor) else self.times
+        times = to_host(self.times) if isinstance(self.times, Tensor) else self.times
         times = np.asarray(times, dtype=np.float64)
         if times.ndim not in (1, 2) or times.shape[0] < 2:
             raise ValueError(f"Grid has times of shape {times.shape}: give at least two times along axis 0")
@@ -397,7 +397,7 @@ def _where(mask: Ticks, a: Ticks, b: Ticks) -> Ticks:
 
 
 def _times(times: Any, what: str) -> np.ndarray:
-    values = times.detach().cpu().numpy() if isinstance(times, Tensor) else times
+    values = to_host(times) if isinstance(times, Tensor) else times
     values = np.asarray(values if isinstance(values, (Sequence, np.ndarray)) else list(values), dtype=np.float64)
     if values.ndim != 1 or not np.all(np.isfinite(values)):
         raise ValueError(f"{what} is not a vector of finite times: give a sequence of numbers")
