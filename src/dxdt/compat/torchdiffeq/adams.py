@@ -77,44 +77,51 @@ class Adams(Solver):
 
     def init(self, eq: Any, t: Any, y: Tensor, dense: bool) -> State:
         """f now, then room for the values before it, then their times."""
-        f = eq.drift(_moment(t, y), y)
+        f = eq.drift(_moment(t, y, eq), y)
         room = (torch.zeros_like(y),) * (self._kept - 1)
-        return (f, *room, torch.full((1, self._kept), _host(t), dtype=torch.float64))
+        times = torch.from_numpy(_host(t)).reshape(-1, 1).expand(-1, self._kept)
+        return (f, *room, times.expand(y.shape[0], -1))
 
     def slope(self, state: State) -> Tensor | None:
         return state[0]
 
     def step(self, eq: Any, t: Any, dt: Any, y: Tensor, state: State, index: Any) -> Step:
         *fs, times = state
-        known = min(int(index) + 1, self._kept)
+        known = min(int(np.max(index)) + 1, self._kept)
         if known < _FIRST:
             rough = ThreeEighths().step(eq, t, dt, y, (fs[0],), index)
             return self._record(rough.y, rough.state[0], fs, times, t, dt)
-        start, length = _host(t), _host(dt)
-        nodes = [round(float(x - start) / length, 9) for x in times[0, :known]]
-        z = _ahead(y, dt, adams_weights(tuple(nodes)), fs[:known])
+        nodes = _nodes(t, dt, times[:, :known])
+        z = y + _rise(y, dt, adams_weights(nodes), fs[:known])
         if self.implicit:
             z = self._correct(eq, t, dt, y, z, nodes, fs)
-        return self._record(z, eq.drift(_moment(t + dt, y), z), fs, times, t, dt)
+        return self._record(z, eq.drift(_moment(t + dt, y, eq), z), fs, times, t, dt)
 
     def dense(self, step: Step, dt: Any, y: Tensor) -> Tensor:
         h = _factor(dt, 1.0, y)
         return torch.stack(hermite(y, step.y, h * step.data[0], h * step.data[1]))
 
     def _correct(
-        self, eq: Any, t: Any, dt: Any, y: Tensor, z: Tensor, nodes: list[float], fs: list[Tensor]
+        self,
+        eq: Any,
+        t: Any,
+        dt: Any,
+        y: Tensor,
+        z: Tensor,
+        nodes: tuple[float, ...],
+        fs: list[Tensor],
     ) -> Tensor:
         weights = adams_weights((1.0, *nodes))
-        known = _ahead(y, dt, weights[1:], fs[: len(nodes)])
-        end, factor = _moment(t + dt, y), _factor(dt, weights[0], y)
+        known = _rise(y, dt, weights[1:], fs[: len(nodes)])
+        end, factor = _moment(t + dt, y, eq), _factor(dt, weights[0], y)
+        rise = z - y
         for _ in range(self.max_iters):
-            before, z = z, known + factor * eq.drift(end, z)
-            if self._settled(before - y, z - y):
-                return z
-        warnings.warn(
-            "Functional iteration did not converge. Solution may be incorrect.", stacklevel=2
-        )
-        return z
+            before, rise = rise, known + factor * eq.drift(end, y + rise)
+            if self._settled(before, rise):
+                return y + rise
+        message = "Functional iteration did not converge. Solution may be incorrect."
+        warnings.warn(message, stacklevel=2)
+        return y + rise
 
     def _settled(self, old: Tensor, new: Tensor) -> bool:
         # One host sync an iteration: how many there are depends on the values.
@@ -125,26 +132,44 @@ class Adams(Solver):
     def _record(
         self, z: Tensor, f: Tensor, fs: list[Tensor], times: Tensor, t: Any, dt: Any
     ) -> Step:
-        now = torch.full((1, 1), _host(t) + _host(dt), dtype=torch.float64)
+        now = torch.from_numpy(_host(t) + _host(dt)).reshape(-1, 1).expand(times.shape[0], 1)
         times = torch.cat([now, times[:, :-1]], dim=1)
         return Step(z, None, (f, *fs[:-1], times), (fs[0], f))
 
 
-def _host(t: Any) -> float:
-    return float(t.detach()) if isinstance(t, Tensor) else float(t)
+def _host(t: Any) -> np.ndarray:
+    values: Any = t.tolist() if isinstance(t, Tensor) else t
+    return np.atleast_1d(np.asarray(values, dtype=np.float64))
 
 
-def _moment(t: Any, y: Tensor) -> Tensor:
-    return torch.as_tensor(t, device=y.device).to(y.dtype).reshape(())
+def _nodes(t: Any, dt: Any, times: Tensor) -> tuple[float, ...]:
+    """The times of the known values, counted in steps from the start of this one.
+
+    Raises:
+        ValueError: rows that step on different grids.
+    """
+    # Through lists, because a tensor under torch.func has no memory to look at.
+    moves = _host(dt) != 0
+    nodes = (np.array(times.tolist())[moves] - _host(t)[moves, None]) / _host(dt)[moves, None]
+    if np.ptp(nodes, axis=0).max() > 1e-6:
+        raise ValueError(
+            "an Adams method needs one grid for all samples: give them the same times"
+        )
+    return tuple(round(float(x), 9) for x in nodes[0])
 
 
-def _factor(dt: Any, weight: float, y: Tensor) -> Tensor | float:
-    return (
-        (dt * weight).to(y.dtype).reshape(-1, 1) if isinstance(dt, Tensor) else float(dt * weight)
-    )
+def _moment(t: Any, y: Tensor, eq: Any) -> Tensor:
+    moment = torch.as_tensor(t, device=y.device).to(y.dtype)
+    return moment if eq.layout.per_sample else moment.reshape(())
 
 
-def _ahead(y: Tensor, dt: Any, weights: np.ndarray, fs: list[Tensor]) -> Tensor:
+def _factor(dt: Any, weight: float, y: Tensor) -> Tensor:
+    return (torch.as_tensor(dt, device=y.device) * weight).to(y.dtype).reshape(-1, 1)
+
+
+def _rise(y: Tensor, dt: Any, weights: np.ndarray, fs: list[Tensor]) -> Tensor:
+    """dt sum_i b_i f_i; y is added to it at the end, so that a step rounds y once."""
+    rise = torch.zeros_like(y)
     for w, f in zip(weights, fs, strict=True):
-        y = y + _factor(dt, float(w), y) * f
-    return y
+        rise = torch.addcmul(rise, _factor(dt, float(w), y), f)
+    return rise

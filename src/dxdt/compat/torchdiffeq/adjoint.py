@@ -175,27 +175,39 @@ class Task:
             return _stacked(out, start)
         return out[0], _stacked(out[1], start)
 
-    def dynamics(self, params: tuple[Tensor, ...], time: bool, graph: bool) -> Callable[..., Any]:
+    def pull(
+        self,
+        time: bool,
+        graph: bool,
+        t: Tensor,
+        y: Tensor,
+        adjoint: Tensor,
+        params: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """-a df/dt, f, -a df/dy, -a df/dtheta; ``t`` and ``y`` are leaves of the graph."""
+        with torch.enable_grad():
+            value = self.field(t if time else t.detach(), y)
+            wanted = (t, y, *params) if time else (y, *params)
+            pulled: Any = [None] * len(wanted)
+            if value.requires_grad:
+                pulled = torch.autograd.grad(
+                    value, wanted, -adjoint, allow_unused=True, create_graph=graph
+                )
+        pulled = pulled if time else (None, *pulled)
+        pairs = zip(pulled, (t, y, *params), strict=True)
+        grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
+        return (grads[0], value if graph else value.detach(), *grads[1:])
+
+    def dynamics(
+        self, params: tuple[Tensor, ...], time: bool, graph: bool
+    ) -> Callable[..., tuple[Tensor, ...]]:
         """Right-hand side of the adjoint state."""
 
         def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             _, y, adjoint, *_ = state
-            with torch.enable_grad():
-                y, t = (_variable(x, graph) for x in (y, t))
-                value = self.field(t if time else t.detach(), y)
-                wanted = (t, y, *params) if time else (y, *params)
-                pulled: Any = [None] * len(wanted)
-                if value.requires_grad:
-                    pulled = torch.autograd.grad(
-                        value, wanted, -adjoint, allow_unused=True, create_graph=graph
-                    )
-            if not time:
-                pulled = (None, *pulled)
-            like = (t, y, *params)
-            grads = [
-                torch.zeros_like(x) if g is None else g for g, x in zip(pulled, like, strict=True)
-            ]
-            return (grads[0], value if graph else value.detach(), *grads[1:])
+            if graph:
+                return _Pull.apply(self, time, t, y, adjoint, *params)
+            return self.pull(time, False, _leaf(t), _leaf(y), adjoint, params)
 
         return right
 
@@ -214,8 +226,32 @@ class Task:
         return [x[1] for x in solved(problem)]
 
 
-def _variable(x: Tensor, graph: bool) -> Tensor:
-    return x if graph and x.requires_grad else x.detach().requires_grad_()
+class _Pull(torch.autograd.Function):
+    """``Task.pull``, differentiable: the derivatives in it are partial, whatever y depends on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, task: Task, time: bool, t: Tensor, y: Tensor, adjoint: Tensor, *params: Tensor
+    ) -> Any:
+        ctx.task, ctx.time = task, time
+        ctx.save_for_backward(t, y, adjoint, *params)
+        return task.pull(time, False, _leaf(t), _leaf(y), adjoint, params)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> Any:
+        *state, params = (*ctx.saved_tensors[:3], ctx.saved_tensors[3:])
+        t, y, adjoint = (_leaf(x) for x in state)
+        values = ctx.task.pull(ctx.time, True, t, y, adjoint, params)
+        live = [(v, g) for v, g in zip(values, given, strict=True) if v.requires_grad]
+        pulled: Any = [None] * (3 + len(params))
+        if live:
+            outs, cots = zip(*live, strict=True)
+            pulled = torch.autograd.grad(outs, (t, y, adjoint, *params), cots, allow_unused=True)
+        return (None, None, *pulled)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
 
 
 def _stacked(ys: Any, start: Start) -> Tensor:
