@@ -21,10 +21,20 @@ from typing import Any, Protocol, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from dxdt.ops.random import rademacher
 
-__all__ = ["Exact", "Hutchinson", "Trace", "divergence", "jvp", "value_and_traces", "vjp"]
+__all__ = [
+    "Exact",
+    "Hutchinson",
+    "Trace",
+    "derivative",
+    "divergence",
+    "jvp",
+    "value_and_traces",
+    "vjp",
+]
 
 
 def jvp(f: Callable[[Tensor], Any], y: Tensor, v: Tensor) -> tuple[Any, Any]:
@@ -37,6 +47,31 @@ def vjp(f: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Callable[[Ten
     """Return f(y) and the map w -> J^T w by reverse differentiation."""
     value, pull, *_ = torch.func.vjp(f, y)
     return value, lambda w: pull(w)[0]
+
+
+def derivative(f: Callable[[Tensor], Tensor], x: Float[Tensor, " n"]) -> Tensor | None:
+    """Return df_i/dx_i for a function whose values depend each on its own entry, or None where f
+    does not depend on x differentiably; inside transforms of `torch.func` too.
+
+    Raises:
+        RuntimeError: `f` meets both a `vmap` and, outside of it, another transform.
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    if stack and stack[-1].key() != torch._C._functorch.TransformType.Vmap:
+        value, slope = jvp(f, x, torch.ones_like(x))
+        return slope if value.is_floating_point() else None
+    with torch.enable_grad(), enable_inplace_requires_grad(True):
+        at = x.detach().requires_grad_()
+        value = f(at)
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            raise RuntimeError(
+                "an event inside torch.vmap cannot be differentiated by a transform around it: use "
+                "torch.autograd.grad, or make the axis a batch and solve with per_sample=True"
+            )
+        if not value.requires_grad:
+            return None
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    return slope
 
 
 class Trace(Protocol):

@@ -52,8 +52,9 @@ def to_host(values: Tensor) -> np.ndarray:
     while functorch.is_functorch_wrapped_tensor(values):
         if functorch.is_batchedtensor(values):
             raise RuntimeError(
-                "an adaptive solve inside torch.vmap has no single step size: "
-                "map with dxdt.solve(..., per_sample=True) instead"
+                "a solve inside torch.vmap that must look at its values (to adapt steps, to find events) cannot "
+                "do so inside another transform: put the vmap inside it, as grad(lambda x: vmap(f)(x).sum()), or "
+                "make the axis a batch and solve with per_sample=True"
             )
         values = functorch.get_unwrapped(values)
     with torch._C._DisableFuncTorch():
@@ -102,7 +103,11 @@ class _Single:
 
     @staticmethod
     def read(values: Tensor) -> Ticks:
-        return np.float64(values.item())
+        try:
+            return np.float64(values.item())
+        except RuntimeError:
+            to_host(values)
+            raise
 
     @staticmethod
     def choose(mask: Ticks, new: Tensor, old: Tensor) -> Tensor:

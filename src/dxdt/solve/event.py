@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.autodiff import derivative
 from dxdt.ops.clock import START, Ticks, from_host, moments, to_host
 from dxdt.ops.tree import Tree, leaves
 from dxdt.solve.equation import Rows
@@ -200,13 +201,14 @@ class Watch:
 
     def _slope(self, event: Event, theta: Tensor, start: Tensor, length: Tensor, y: Tensor, dense: Tensor) -> Tensor | None:
         """dc/dtheta along the step, or None for a boolean condition."""
-        with torch.enable_grad():
-            at = theta.detach().requires_grad_()
-            y, dense, start, length = (x.detach() for x in (y, dense, start, length))
-            value = self._value(event, self._time(start + at * length, y), y + polynomial(dense, at.to(y.dtype)))
-            if not value.requires_grad:
-                return None
-            (slope,) = torch.autograd.grad(value.sum(), at)
+        y, dense, start, length = (x.detach() for x in (y, dense, start, length))
+
+        def along(at: Tensor) -> Tensor:
+            return self._value(event, self._time(start + at * length, y), y + polynomial(dense, at.to(y.dtype)))
+
+        slope = derivative(along, theta.detach())
+        if slope is None:
+            return None
         if not bool(torch.isfinite(slope).all()):
             slope = torch.where(torch.isfinite(slope), slope, 1.0)
         return torch.where(slope == 0, 1.0, slope)
