@@ -23,15 +23,19 @@ from dxdt.solve.captured import captured
 from dxdt.solve.controller import Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import Meter, Rows
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
-from dxdt.solve.loop import After, Attempt, Carry, Plan, begin
+from dxdt.solve.plan import After, Attempt, Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import polynomial
 from dxdt.solve.solver import Solver
+from dxdt.solve.start import begin
 
 __all__ = ["Backsolve"]
 
 # Gauss-Legendre nodes and weights on [0, 1] for the parameter integral over a step.
-_NODES, _WEIGHTS = (0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1), 0.5 * np.polynomial.legendre.leggauss(4)[1])
+_NODES, _WEIGHTS = (
+    0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1),
+    0.5 * np.polynomial.legendre.leggauss(4)[1],
+)
 
 
 @final
@@ -63,7 +67,9 @@ class Backsolve(Gradient):
     max_steps: int = 1 << 20
     counts: Counter[str] | None = field(default=None, compare=False, repr=False)
 
-    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+    def run(
+        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
+    ) -> Outcome:
         if torch.is_grad_enabled():
             self._check(plan, recorder)
             captured(plan, inputs)
@@ -81,11 +87,15 @@ class Backsolve(Gradient):
         if plan.watch is not None:
             raise ValueError(f"Backsolve does not differentiate through events: {remedy}")
         if recorder.dense:
-            raise ValueError(f"Backsolve does not differentiate dense output: save at times, or {remedy}")
+            raise ValueError(
+                f"Backsolve does not differentiate dense output: save at times, or {remedy}"
+            )
         if plan.equation.noise is not None:
             raise ValueError(f"Backsolve does not reverse this random path: {remedy}")
         if self.controller is None and isinstance(plan.controller, Grid):
-            raise ValueError("Backsolve has no steps for its backward solve: give Backsolve(controller=...) with a grid of steps")
+            raise ValueError(
+                "Backsolve has no steps for its backward solve: give Backsolve(controller=...) with a grid of steps"
+            )
 
 
 @dataclass(eq=False)
@@ -103,7 +113,9 @@ class _Task:
         self.carry = outcome.carry._replace(y=outcome.y.detach(), park=None)
         return outcome.y, outcome.values
 
-    def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    def pull(
+        self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]
+    ) -> list[Tensor | None]:
         assert self.carry is not None
         shared = [x for x in (*_args(inputs), *inputs.params) if x.requires_grad]
         adjoint = _AdjointRows(inputs.plan(self.plan).equation, shared, self.rule.seminorm)
@@ -113,7 +125,9 @@ class _Task:
         gy = torch.zeros_like(y) if gy is None else torch.where(torch.isfinite(y), gy, 0.0)
         levels = _levels(self.recorder, self.plan)
         now = np.atleast_1d(np.array(self.carry.t))
-        ends = self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
+        ends = (
+            self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
+        )
         gmoments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
         state = adjoint.start(y, gy)
         for number, row, t in reversed(levels):
@@ -123,12 +137,17 @@ class _Task:
             now = goal
             if values is None or gvalues is None:
                 continue
-            rows, wanted = torch.as_tensor(row, device=y.device), torch.as_tensor(number, device=y.device)
+            rows, wanted = (
+                torch.as_tensor(row, device=y.device),
+                torch.as_tensor(number, device=y.device),
+            )
             cot = gvalues[wanted]
             state = adjoint.reseed(state, rows, values[wanted], cot)
             if gmoments is not None:
                 self._moment_gradients(gmoments, adjoint, now, number, row, values[wanted], cot)
-        state = sweep.back(state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy())
+        state = sweep.back(
+            state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy()
+        )
         if self.rule.counts is not None:
             self.rule.counts["evaluations"] += adjoint.meter.evaluations
         ga = adjoint.adjoint(state)
@@ -136,17 +155,30 @@ class _Task:
         out: list[Tensor | None] = [ga]
         if inputs.ends is not None:
             assert ends is not None
-            start = adjoint.slope(np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), inputs.y.detach())
+            start = adjoint.slope(
+                np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), inputs.y.detach()
+            )
             out += [-(ga * start).sum(-1).to(torch.float64), ends]
         if inputs.moments is not None:
             out.append(gmoments)
-        return out + [next(totals) if x.requires_grad else None for x in (*_args(inputs), *inputs.params)]
+        return out + [
+            next(totals) if x.requires_grad else None for x in (*_args(inputs), *inputs.params)
+        ]
 
-    def _end_gradients(self, inputs: Inputs, adjoint: _AdjointRows, t: np.ndarray, y: Tensor, gy: Tensor) -> Tensor:
+    def _end_gradients(
+        self, inputs: Inputs, adjoint: _AdjointRows, t: np.ndarray, y: Tensor, gy: Tensor
+    ) -> Tensor:
         return (gy * adjoint.slope(t, y)).sum(-1).to(torch.float64)
 
     def _moment_gradients(
-        self, out: Tensor, adjoint: _AdjointRows, now: np.ndarray, number: np.ndarray, row: np.ndarray, y: Tensor, cot: Tensor
+        self,
+        out: Tensor,
+        adjoint: _AdjointRows,
+        now: np.ndarray,
+        number: np.ndarray,
+        row: np.ndarray,
+        y: Tensor,
+        cot: Tensor,
     ) -> None:
         index = np.concatenate(self.recorder.index)[number]
         full = torch.zeros(len(now), y.shape[-1], dtype=y.dtype, device=y.device)
@@ -210,7 +242,8 @@ class _AdjointRows:
             return None
         n, extra = self.equation.layout.size, sum(self.sizes)
         atol, rtol = (
-            torch.cat([x, x, x.min().expand(extra)]) if isinstance(x, Tensor) else x for x in (scale.atol, scale.rtol)
+            torch.cat([x, x, x.min().expand(extra)]) if isinstance(x, Tensor) else x
+            for x in (scale.atol, scale.rtol)
         )
         if not (self.seminorm and extra):
             return Scale(atol, rtol, scale.norm)
@@ -257,7 +290,9 @@ class _AdjointRows:
             y = rows[:, :n].detach().requires_grad_()
             f = self.equation.drift(t, y)
             pulled = _vjp(f, [y, *wanted], -rows[:, n : 2 * n])
-        return torch.cat([f.detach(), pulled[0], *(p.reshape(1, -1).to(f.dtype) for p in pulled[1:])], -1)
+        return torch.cat(
+            [f.detach(), pulled[0], *(p.reshape(1, -1).to(f.dtype) for p in pulled[1:])], -1
+        )
 
     def accumulate(self, attempt: Attempt, dense: Tensor) -> None:
         """Add int a^T df/dtheta over an accepted step, by Gauss quadrature on its dense output."""
@@ -304,17 +339,33 @@ class _Sweep:
         controller = rule.controller or plan.controller
         solver = rule.solver or plan.solver
         integrates = bool(adjoint.shared) and not adjoint.full
-        back = Plan(adjoint, solver, controller, span, adjoint.scale(controller), integrates, rule.max_steps)  # pyright: ignore[reportArgumentType]
+        back = Plan(
+            adjoint,
+            solver,
+            controller,
+            span,
+            adjoint.scale(controller),
+            integrates,
+            rule.max_steps,
+        )  # pyright: ignore[reportArgumentType]
         dt = self.task.dt if isinstance(controller, Constant) else self.dt
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
             if integrates and attempt.ok.any():
-                adjoint.accumulate(attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y))
+                adjoint.accumulate(
+                    attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y)
+                )
             if controller.adaptive:
                 self.dt = np.abs(carry.dt)
 
         carry = self.task.loop(back, begin(back, state, dt), observe)
-        self.dt = None if self.dt is None else np.where(np.abs(self.dt) > 0, self.dt, 1e-6) if not joint else self.dt
+        self.dt = (
+            None
+            if self.dt is None
+            else np.where(np.abs(self.dt) > 0, self.dt, 1e-6)
+            if not joint
+            else self.dt
+        )
         return carry.y
 
 
@@ -334,9 +385,14 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor | None) -> Any:
         task: _Task = ctx.task
         saved = ctx.saved_tensors
-        tensors, values = saved[: ctx.count], (saved[ctx.count] if len(saved) > ctx.count else None)
+        tensors, values = (
+            saved[: ctx.count],
+            (saved[ctx.count] if len(saved) > ctx.count else None),
+        )
         params = len(task.inputs.params)
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]]
+        leaves = [
+            x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]
+        ]
         inputs = task.inputs.rebuilt([*leaves, *tensors[len(tensors) - params :]])
         with torch.no_grad():
             pulled = task.pull(inputs, values, given)

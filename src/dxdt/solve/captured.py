@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dxdt.solve.gradient import Inputs
-from dxdt.solve.loop import Plan
+from dxdt.solve.plan import Plan
 
 __all__ = ["captured"]
 

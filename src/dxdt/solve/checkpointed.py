@@ -17,15 +17,16 @@ from torch import Tensor
 from dxdt.ops.clock import Ticks
 from dxdt.solve.captured import captured
 from dxdt.solve.gradient import Answers, Direct, Gradient, Inputs, Loop, Outcome, Outputs
-from dxdt.solve.loop import After, Attempt, Carry, Plan, Point, begin, choose_state, propose, settle, start
+from dxdt.solve.plan import NOTHING, After, Attempt, Carry, Plan, Point, choose_state
 from dxdt.solve.record import Recorder, Request, Served
 from dxdt.solve.schedule import OnlineSlots, split
-from dxdt.solve.solver import State, Step
+from dxdt.solve.solver import State
+from dxdt.solve.start import begin, start
+from dxdt.solve.step import propose, settle
 
 __all__ = ["Checkpointed"]
 
 _EMPTY = torch.empty(0)
-_NOTHING = Step(_EMPTY, None, (), ())
 
 
 @final
@@ -51,7 +52,9 @@ class Checkpointed(Gradient):
         if self.slots is not None:
             OnlineSlots(self.slots)
 
-    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+    def run(
+        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
+    ) -> Outcome:
         tensors = inputs.tensors()
         if torch.is_grad_enabled():
             captured(plan, inputs)
@@ -135,10 +138,14 @@ class _Task:
         if gone is not None and gone != index:
             del self.states[gone]
 
-    def redo(self, plan: Plan, recorder: Recorder, tape: _Tape, begun: _Begun, serve: bool = True) -> tuple[After, Served]:
+    def redo(
+        self, plan: Plan, recorder: Recorder, tape: _Tape, begun: _Begun, serve: bool = True
+    ) -> tuple[After, Served]:
         """A step from its start: what follows it, and the answers."""
         light, request = tape
-        attempt = light._replace(at=light.at._replace(y=begun.y, solver=begun.solver), origin=begun.origin)
+        attempt = light._replace(
+            at=light.at._replace(y=begun.y, solver=begun.solver), origin=begun.origin
+        )
         attempt = attempt._replace(step=propose(plan, attempt))
         after = settle(plan, attempt)
         if request is None or not serve:
@@ -206,15 +213,28 @@ class _Task:
             outs, pulls, path = cots.of_step(plan, tape.attempt.ok, after, served)
             entries = [begun.y, *begun.solver, *(() if begun.origin is None else (begun.origin,))]
             pulled = _vjp(outs, [*entries, *shared], pulls)
-            back = [torch.zeros_like(x) if g is None else g for g, x in zip(pulled, entries, strict=False)]
+            back = [
+                torch.zeros_like(x) if g is None else g
+                for g, x in zip(pulled, entries, strict=False)
+            ]
             if path is not None:
                 back[0] = back[0] + path
-            cots.enter([choose(tape.attempt.ok, new, old) for new, old in zip(back, cots.entries(), strict=True)])
+            cots.enter(
+                [
+                    choose(tape.attempt.ok, new, old)
+                    for new, old in zip(back, cots.entries(), strict=True)
+                ]
+            )
             totals = [_add(a, b) for a, b in zip(totals, pulled[len(entries) :], strict=True)]
         return self._pull_start(plan, inputs, cots, shared, totals)
 
     def _pull_start(
-        self, plan: Plan, inputs: Inputs, cots: _Cotangents, shared: list[Tensor], totals: list[Tensor | None]
+        self,
+        plan: Plan,
+        inputs: Inputs,
+        cots: _Cotangents,
+        shared: list[Tensor],
+        totals: list[Tensor | None],
     ) -> list[Tensor | None]:
         gy = cots.y
         if cots.solver:
@@ -225,7 +245,10 @@ class _Task:
             gy = gy if pulled[0] is None else gy + pulled[0]
             totals = [_add(a, b) for a, b in zip(totals, pulled[1:], strict=True)]
         rest = iter(totals)
-        out: list[Tensor | None] = [gy, *(next(rest) if x.requires_grad else None for x in inputs.tensors()[1:])]
+        out: list[Tensor | None] = [
+            gy,
+            *(next(rest) if x.requires_grad else None for x in inputs.tensors()[1:]),
+        ]
         if inputs.ends is not None and inputs.ends.t0.requires_grad and cots.origin is not None:
             out[1] = _add(out[1], cots.origin)
         return out
@@ -240,7 +263,7 @@ def _light(attempt: Attempt, now: Carry) -> Attempt:
         donor = int(np.flatnonzero(ok)[0])
         t = np.where(ok, t, np.where(now.accepted > 0, now.park.t, t[donor]))
         dt = np.where(ok, dt, 0.0)
-    return attempt._replace(at=Point(t, dt, _EMPTY, ()), step=_NOTHING, origin=None)
+    return attempt._replace(at=Point(t, dt, _EMPTY, ()), step=NOTHING, origin=None)
 
 
 def _safe(plan: Plan, attempt: Attempt, now: _Begun) -> _Begun:
@@ -259,16 +282,26 @@ def _safe(plan: Plan, attempt: Attempt, now: _Begun) -> _Begun:
 def _following(plan: Plan, attempt: Attempt, now: _Begun, safe: _Begun, after: After) -> _Begun:
     """Where the next step begins."""
     choose, ok = plan.span.clock.choose, attempt.ok
-    origin = now.origin if after.origin is None or now.origin is None else choose(ok, after.origin, now.origin)
+    origin = (
+        now.origin
+        if after.origin is None or now.origin is None
+        else choose(ok, after.origin, now.origin)
+    )
     park = None
     if now.park is not None:
         park = choose(ok, safe.y, now.park[0]), choose_state(plan, ok, safe.solver, now.park[1])
-    return _Begun(choose(ok, after.y, now.y), choose_state(plan, ok, after.solver, now.solver), origin, park)
+    return _Begun(
+        choose(ok, after.y, now.y), choose_state(plan, ok, after.solver, now.solver), origin, park
+    )
 
 
 def _leaves(begun: _Begun) -> _Begun:
     origin = None if begun.origin is None else begun.origin.detach().requires_grad_()
-    return _Begun(begun.y.detach().requires_grad_(), tuple(s.detach().requires_grad_() for s in begun.solver), origin)
+    return _Begun(
+        begun.y.detach().requires_grad_(),
+        tuple(s.detach().requires_grad_() for s in begun.solver),
+        origin,
+    )
 
 
 @dataclass
@@ -324,7 +357,9 @@ class _Cotangents:
             mask = torch.as_tensor(ok, device=self.y.device).reshape(-1, 1)
             outs.append(served.coefficients)
             pulls.append(torch.where(mask, self.coefficients[self.level], 0.0))
-            start = None if self.starts is None else torch.where(mask, self.starts[self.level], 0.0)
+            start = (
+                None if self.starts is None else torch.where(mask, self.starts[self.level], 0.0)
+            )
         return outs, pulls, start
 
 
@@ -350,13 +385,21 @@ class _Function(torch.autograd.Function):
         return (None, *task.pull(inputs, given))
 
 
-def _pull_again(task: _Task, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+def _pull_again(
+    task: _Task, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
     """Cotangents that can be differentiated again: through the whole record at once."""
     outs = task.replay(task.inputs.rebuilt(saved))
     pairs = [(o, g) for o, g in zip(outs, given, strict=True) if o is not None and g is not None]
     wanted = [x for x in saved if x.requires_grad]
     pulled = iter(
-        torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
     )
     return [next(pulled) if x.requires_grad else None for x in saved]
 
@@ -369,12 +412,12 @@ def _vjp(outs: list[Tensor], inputs: list[Tensor], cots: list[Tensor]) -> list[T
     live = [(o, c) for o, c in zip(outs, cots, strict=True) if o.requires_grad]
     if not live:
         return [None] * len(inputs)
-    return list(torch.autograd.grad([o for o, _ in live], inputs, [c for _, c in live], allow_unused=True))
+    return list(
+        torch.autograd.grad([o for o, _ in live], inputs, [c for _, c in live], allow_unused=True)
+    )
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None:
         return b if a is None else a
     return a + b
-
-

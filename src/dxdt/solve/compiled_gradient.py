@@ -22,13 +22,15 @@ from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import Forward, check_field, compilable
 from dxdt.solve.engine import CannotCompile, Holder, Program, Records, Taken, call, prepare
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
-from dxdt.solve.loop import Plan
+from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
 
 __all__ = ["run_differentiable"]
 
 
-def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+def run_differentiable(
+    plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder
+) -> Outcome:
     """A compiled solve whose outcome is differentiable in the state, args and parameters.
 
     Raises:
@@ -47,7 +49,9 @@ def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt
     return Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
 
 
-def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
+def _hold(
+    f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]
+) -> tuple[Holder, tuple[str, ...]]:
     """The field with its modules, and the names of the parameters there, in their order.
 
     Raises:
@@ -58,7 +62,9 @@ def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> t
     for name, p in holder.named_parameters():
         names.setdefault(id(p), name)
     if any(id(p) not in names for p in params):
-        raise CannotCompile("a tensor in params= belongs to no module of the field, so it cannot be an input of the program")
+        raise CannotCompile(
+            "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
+        )
     return holder, tuple(names[id(p)] for p in params)
 
 
@@ -100,9 +106,14 @@ class _Task:
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
         for taken in self._taken(given):
-            gy, *rest = call(program.back, self.holder, args, self.names, shared, taken, gy.contiguous(), totals)
+            gy, *rest = call(
+                program.back, self.holder, args, self.names, shared, taken, gy.contiguous(), totals
+            )
             totals = tuple(rest)
-        return [gy, *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True))]
+        return [
+            gy,
+            *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True)),
+        ]
 
     def _taken(self, given: tuple[Tensor | None, ...]) -> Iterator[Taken]:
         """The steps of each chunk from last to first, with the cotangents that enter there."""
@@ -139,9 +150,17 @@ class _Entry:
     def of(cls, records: Records, count: int) -> _Entry:
         y = records.y[:count]
         held = records.coefficients
-        return cls(records, count, torch.zeros_like(y), torch.zeros_like(y), None if held is None else torch.zeros_like(held[:count]))
+        return cls(
+            records,
+            count,
+            torch.zeros_like(y),
+            torch.zeros_like(y),
+            None if held is None else torch.zeros_like(held[:count]),
+        )
 
-    def answer(self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor) -> None:
+    def answer(
+        self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor
+    ) -> None:
         """Saved values: at the end of a step, or inside it."""
         whole = np.ones(len(slot), dtype=bool) if ends else theta == 1
         at = lambda mask: (torch.from_numpy(slot[mask]), torch.from_numpy(row[mask]))  # noqa: E731

@@ -26,13 +26,28 @@ from torch.func import functional_call
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.small_products import backend
 from dxdt.ops.tree import Layout, flatten
-from dxdt.solve.controller import PID, Clip, Constant, Controller, Grid, Scale, Span
+from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import ODE, Rows
-from dxdt.solve.loop import Carry, Plan, advance, begin
+from dxdt.solve.loop import advance
+from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Solver
+from dxdt.solve.start import begin
 
-__all__ = ["CannotCompile", "Chunk", "Holder", "Program", "Records", "Shape", "Taken", "call", "chunks", "identity", "prepare", "warn_once"]
+__all__ = [
+    "CannotCompile",
+    "Chunk",
+    "Holder",
+    "Program",
+    "Records",
+    "Shape",
+    "Taken",
+    "call",
+    "chunks",
+    "identity",
+    "prepare",
+    "warn_once",
+]
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
 _SLOTS, _BYTES = 256, 1 << 25
@@ -119,16 +134,42 @@ class Program:
         if x.atol is not None and x.rtol is not None:
             scale = Scale(x.atol, x.rtol, shape.controller.norm)  # pyright: ignore[reportAttributeAccessIssue]
         span = Span(DEVICE, x.t0, x.t1, x.table)
-        return Plan(rows, shape.solver, shape.controller, span, scale, shape.dense, x.limit, check=scale is None)  # pyright: ignore[reportArgumentType]
+        return Plan(
+            rows,
+            shape.solver,
+            shape.controller,
+            span,
+            scale,
+            shape.dense,
+            x.limit,
+            check=scale is None,
+        )  # pyright: ignore[reportArgumentType]
 
-    def _first(self, f: Any, args: tuple[Any, ...], y: Tensor, dt: Tensor | None, x: Inputs, records: Records | None) -> Any:
+    def _first(
+        self,
+        f: Any,
+        args: tuple[Any, ...],
+        y: Tensor,
+        dt: Tensor | None,
+        x: Inputs,
+        records: Records | None,
+    ) -> Any:
         plan = self._plan(f, args, x)
         carry = begin(plan, y, dt)
         return self._loop(plan, carry, records)
 
-    def _more(self, f: Any, args: tuple[Any, ...], packed: tuple[Tensor, ...], x: Inputs, records: Records | None) -> Any:
+    def _more(
+        self,
+        f: Any,
+        args: tuple[Any, ...],
+        packed: tuple[Tensor, ...],
+        x: Inputs,
+        records: Records | None,
+    ) -> Any:
         size = self.shape.controller.state_size
-        return self._loop(self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records)
+        return self._loop(
+            self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records
+        )
 
     def _loop(self, plan: Plan, carry: Carry, records: Records | None) -> Any:
         sizes = len(carry.solver), len(carry.control)
@@ -153,15 +194,25 @@ class Program:
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
         return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
 
-
     def _back(
-        self, holder: Holder, args: tuple[Any, ...], names: tuple[str, ...], shared: tuple[Tensor, ...], taken: Taken, gy: Tensor, totals: Any
+        self,
+        holder: Holder,
+        args: tuple[Any, ...],
+        names: tuple[str, ...],
+        shared: tuple[Tensor, ...],
+        taken: Taken,
+        gy: Tensor,
+        totals: Any,
     ) -> Any:
         """Cotangents of the start of a chunk and of what its steps share, from those of its end."""
         shape = self.shape
         solver, layout, dense = shape.solver, shape.layout, shape.dense
         leaves, spec = flatten(args)
-        places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+        places = [
+            i
+            for i, x in enumerate(leaves)
+            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+        ]
 
         def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
             now = list(leaves)
@@ -187,7 +238,11 @@ class Program:
                 assert taken.coefficients is not None
                 cots.append(taken.coefficients.index_select(0, slot)[0])
             back, *rest = pull(tuple(cots))
-            return (i - 1, torch.where(ok, back + begin_, gy), *(a + b for a, b in zip(totals, rest, strict=True)))
+            return (
+                i - 1,
+                torch.where(ok, back + begin_, gy),
+                *(a + b for a, b in zip(totals, rest, strict=True)),
+            )
 
         last = torch.full((), taken.t.shape[0] - 1, dtype=torch.int64, device=gy.device)
         return while_loop(keeps, body, (last, gy.clone(), *(x.clone() for x in totals)))[1:]
@@ -226,12 +281,27 @@ def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
     n, m = sizes
     solver, control = tuple(x[3 : 3 + n]), tuple(x[3 + n : 3 + n + m])
     status, attempts, accepted = x[3 + n + m :]
-    return Carry(x[0], x[1], x[2], solver, control, status, attempts, accepted, None, None, torch.zeros_like(accepted), ())
+    return Carry(
+        x[0],
+        x[1],
+        x[2],
+        solver,
+        control,
+        status,
+        attempts,
+        accepted,
+        None,
+        None,
+        torch.zeros_like(accepted),
+        (),
+    )
 
 
 def _compile(f: Callable[..., Any]) -> Callable[..., Any]:
     # A cache of its own for each program: the limit of recompilations counts per program.
-    return torch.compile(f, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True)
+    return torch.compile(
+        f, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True
+    )
 
 
 @lru_cache(maxsize=256)
@@ -243,14 +313,20 @@ def identity(f: Any) -> Any:
     """What makes two fields run the same program: code, modules and the shapes of their tensors."""
     if isinstance(f, nn.Module):
         parts = tuple((type(m), m.training) for m in f.modules())
-        tensors = tuple((tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers()))
+        tensors = tuple(
+            (tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers())
+        )
         return parts, tensors
     owner = getattr(f, "__self__", None)
     code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
     if code is None:
         raise CannotCompile(f"the field is a {type(f).__name__}, neither a function nor a module")
     cells = [c.cell_contents for c in getattr(f, "__closure__", None) or ()]
-    inner = tuple(identity(x) for x in (owner, *cells) if isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__"))
+    inner = tuple(
+        identity(x)
+        for x in (owner, *cells)
+        if isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__")
+    )
     return code, inner
 
 
@@ -268,7 +344,9 @@ def _static(controller: Controller) -> tuple[Controller, Any]:
 _GRID = Grid([0.0, 1.0])
 
 
-def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
+def prepare(
+    plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool
+) -> tuple[Program, Any, Any]:
     """The program of a solve, the first step and the table of its grid.
 
     Raises:
@@ -285,7 +363,15 @@ def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool)
     if isinstance(plan.controller, Constant) and plan.controller.dt is not None:
         dt = np.full(layout.rows, abs(plan.controller.dt))
     shape = Shape(
-        solver, controller, layout, identity(f), plan.scale is not None, starts, plan.dense, dt is not None, slots
+        solver,
+        controller,
+        layout,
+        identity(f),
+        plan.scale is not None,
+        starts,
+        plan.dense,
+        dt is not None,
+        slots,
     )
     return _program(shape), dt, table
 
@@ -294,7 +380,9 @@ def _degree(plan: Plan) -> int:
     return plan.solver.degree if plan.dense else 0
 
 
-def chunks(plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool) -> Iterator[Chunk]:
+def chunks(
+    plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool
+) -> Iterator[Chunk]:
     """Run a solve compiled; yields each chunk of attempts.
 
     Raises:
@@ -321,7 +409,9 @@ def call(f: Callable[..., Any], *given: Any) -> Any:
     try:
         return f(*given)
     except Exception as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._higher_order_ops")):
+        if type(error).__module__.startswith(
+            ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
+        ):
             raise CannotCompile(_reason(error)) from error
         raise
 
@@ -342,11 +432,20 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
         atol, rtol = (torch.as_tensor(v, dtype=y.dtype, device=y.device) for v in plan.scale[:2])
     span = plan.span
     limit = torch.tensor(plan.max_steps, device=y.device)
-    return Inputs(_tensor(span.t0, y), _tensor(span.t1, y), None if table is None else _tensor(table, y), atol, rtol, limit)
+    return Inputs(
+        _tensor(span.t0, y),
+        _tensor(span.t1, y),
+        None if table is None else _tensor(table, y),
+        atol,
+        rtol,
+        limit,
+    )
 
 
 def _records(slots: int, degree: int, y: Tensor) -> Records:
-    clocks = [torch.zeros(slots, y.shape[0], dtype=torch.float64, device=y.device) for _ in range(3)]
+    clocks = [
+        torch.zeros(slots, y.shape[0], dtype=torch.float64, device=y.device) for _ in range(3)
+    ]
     coefficients = y.new_empty(slots, degree, *y.shape) if degree else None
     return Records(*clocks, y.new_empty(slots, *y.shape), coefficients)
 

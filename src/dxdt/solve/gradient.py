@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dxdt.ops.clock import Ticks
 from dxdt.ops.tree import flatten, tree_map
-from dxdt.solve.loop import After, Attempt, Carry, Ends, Plan, begin
+from dxdt.solve.plan import After, Attempt, Carry, Ends, Plan
 from dxdt.solve.record import Recorder, Served
+from dxdt.solve.start import begin
 
 __all__ = ["Answers", "Direct", "Gradient", "Inputs", "Loop", "Outcome", "Outputs"]
 
@@ -99,7 +100,9 @@ class Gradient(ABC):
     """A rule for differentiating a solve."""
 
     @abstractmethod
-    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+    def run(
+        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
+    ) -> Outcome:
         """Solve, so that the outcome is differentiable in the inputs."""
 
 
@@ -123,7 +126,9 @@ class Answers:
 
     def stacked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         values = torch.cat(self.values) if self.values else None
-        starts, coefficients, times = (torch.stack(x) if x else None for x in (self.starts, self.coefficients, self.times))
+        starts, coefficients, times = (
+            torch.stack(x) if x else None for x in (self.starts, self.coefficients, self.times)
+        )
         return values, starts, coefficients, times
 
 
@@ -135,7 +140,9 @@ class Direct(Gradient):
     Exact for the discretisation; memory grows with the number of steps; forward mode works too.
     """
 
-    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+    def run(
+        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
+    ) -> Outcome:
         plan = inputs.plan(plan)
         answers = Answers()
 

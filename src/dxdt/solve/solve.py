@@ -18,11 +18,12 @@ from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.engine import CannotCompile, warn_once
 from dxdt.solve.equation import Equation, Rows
+from dxdt.solve.event import Event, Watch
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
-from dxdt.solve.event import Event, Watch
+from dxdt.solve.loop import run
 from dxdt.solve.mapped import fold, has_values, refuse_rule
-from dxdt.solve.loop import After, Attempt, Carry, Ends, Plan, run
+from dxdt.solve.plan import After, Attempt, Carry, Ends, Plan
 from dxdt.solve.progress import Progress, meter
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import Save, SaveTimes
