@@ -12,7 +12,6 @@ every step does; pair these methods with ``Checkpointed``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -43,17 +42,19 @@ class Registers:
     lower: tuple[float, ...]
     order: int
 
-    @cached_property
-    def products(self) -> Table:
-        """What multiplies dt k_i: in x, in z, in the error estimate; ``(3 s,)`` by stage."""
+    def __post_init__(self) -> None:
         b = np.array(self.b)
         ahead = np.append(np.array(self.a) - b[:-1], 0.0)
-        return Table.of(np.stack([b, ahead, b - np.array(self.lower)], 1).ravel())
+        products = np.stack([b, ahead, b - np.array(self.lower)], 1)
+        nodes = np.append(np.cumsum([0.0, *self.b[:-2]]) + np.array(self.a), 1.0)
+        object.__setattr__(self, "products", Table.of(products.ravel()))
+        object.__setattr__(self, "nodes", Table.of(nodes))
 
-    @cached_property
-    def nodes(self) -> Table:
-        """Nodes of stages 2..s, and the end."""
-        return Table.of(np.append(np.cumsum([0.0, *self.b[:-2]]) + np.array(self.a), 1.0))
+    products: ClassVar[Table]
+    """What multiplies dt k_i: in x, in z, in the error estimate; stage by stage."""
+
+    nodes: ClassVar[Table]
+    """Nodes of stages 2..s, and the end."""
 
     @property
     def tableau(self) -> Tableau:

@@ -124,7 +124,10 @@ class Composition:
         object.__setattr__(self, "nodes", Table.of([*nodes.ravel(), 1.0]))
 
     lengths: ClassVar[Table]
+    """a and b in turn, stage by stage."""
+
     nodes: ClassVar[Table]
+    """Where the velocity and the force of each stage are evaluated, and the end."""
 
     @property
     def kicks_first(self) -> bool:
