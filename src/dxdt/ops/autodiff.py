@@ -21,6 +21,7 @@ from typing import Any, Protocol, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from dxdt.ops.random import rademacher
@@ -56,17 +57,17 @@ def derivative(f: Callable[[Tensor], Tensor], x: Float[Tensor, " n"]) -> Tensor 
     Raises:
         RuntimeError: `f` meets both a `vmap` and, outside of it, another transform.
     """
-    stack = torch._C._functorch.get_interpreter_stack() or ()
-    if stack and stack[-1].key() != torch._C._functorch.TransformType.Vmap:
+    stack = _functorch.get_interpreter_stack() or ()
+    if stack and stack[-1].key() != _functorch.TransformType.Vmap:
         value, slope = jvp(f, x, torch.ones_like(x))
         return slope if value.is_floating_point() else None
     with torch.enable_grad(), enable_inplace_requires_grad(True):
         at = x.detach().requires_grad_()
         value = f(at)
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_functorch_wrapped_tensor(value):
             raise RuntimeError(
-                "an event inside torch.vmap cannot be differentiated by a transform around it: use "
-                "torch.autograd.grad, or make the axis a batch and solve with per_sample=True"
+                "an event inside torch.vmap cannot be differentiated by a transform around it: "
+                "use torch.autograd.grad, or make the axis a batch and solve with per_sample=True"
             )
         if not value.requires_grad:
             return None

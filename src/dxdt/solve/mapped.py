@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from dxdt.ops.tree import Tree, leaves, tree_map
 from dxdt.solve.equation import Equation, Field
@@ -25,11 +26,9 @@ from dxdt.solve.solution import Solution, Stats
 
 __all__ = ["Fold", "Mapped", "fold", "has_values", "refuse_rule"]
 
-_functorch = torch._C._functorch
-
 
 def has_values(x: Tensor) -> bool:
-    """Whether numbers can be read from a tensor: nothing maps it, at any level of ``torch.func``."""
+    """Whether numbers can be read from a tensor: no ``torch.vmap`` maps it, at any level."""
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             return False
@@ -137,14 +136,16 @@ class Fold:
         def second(x: Tensor) -> Tensor:
             return axis.enter(x, 1) if x.dim() > 1 else x
 
-        counts = (axis.enter(x) for x in (stats.steps, stats.accepted, stats.rejected))
+        steps, accepted, rejected = (
+            axis.enter(x) for x in (stats.steps, stats.accepted, stats.rejected)
+        )
         optional = (None if x is None else second(x) for x in (solution.events, solution.which))
         events, which = optional
         return Solution(
             second(solution.ts),
             tree_map(second, solution.ys),
             solution.status,
-            Stats(*counts, stats.evaluations),
+            Stats(steps, accepted, rejected, stats.evaluations),
             second(solution.reached),
             None,
             None if solution.t1 is None else axis.enter(solution.t1),
@@ -170,7 +171,7 @@ def fold(
     done = {equation.axis.level} if isinstance(equation, Mapped) else set()
     lowest = min(done, default=1 << 30)
     for interpreter in reversed(stack):
-        if interpreter.key() != torch._C._functorch.TransformType.Vmap:
+        if interpreter.key() != _functorch.TransformType.Vmap:
             return None
         if interpreter.level() >= lowest:
             continue
@@ -260,7 +261,8 @@ def _check(axis: Axis, equation: Equation, problem: dict[str, Any]) -> None:
     remedy = "make the axis a batch yourself and solve with per_sample=True"
     if hasattr(equation, "diffusion"):
         raise ValueError(
-            f"{type(equation).__name__} has noise, which torch.vmap would share between its entries: {remedy}"
+            f"{type(equation).__name__} has noise, which torch.vmap would share between its "
+            f"entries: {remedy}"
         )
     if problem["driver"] is not None:
         raise ValueError(f"a solve with a driver does not work inside torch.vmap: {remedy}")
@@ -269,7 +271,8 @@ def _check(axis: Axis, equation: Equation, problem: dict[str, Any]) -> None:
     for name, value in (("dt", problem["dt"]), ("save", times)):
         if any(axis.is_mapped(x) for x in leaves(value)):
             raise ValueError(
-                f"{name} is mapped by torch.vmap, which only y0, args, t and what fields capture may be: {remedy}"
+                f"{name} is mapped by torch.vmap, which only y0, args, t and what fields capture "
+                f"may be: {remedy}"
             )
     if isinstance(save, Save) and save.dense:
         raise ValueError(
