@@ -323,3 +323,37 @@ def test_direct_and_checkpointed_gradients_agree(solver):
         end = sol.y1 if isinstance(sol.y1, torch.Tensor) else flat(sol.y1)
         answers.append(torch.autograd.grad(end.sin().sum(), inputs))
     assert all(torch.allclose(x, y, rtol=0, atol=1e-11) for x, y in zip(*answers, strict=True))
+
+
+# Clocks.
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [*REVERSIBLE[:3], *DOUBLED[4:6], *SYMPLECTIC, dxdt.LowStorage4(), dxdt.AdamsBashforth(4)]
+    + [dxdt.AdamsBashforthMoulton(3, 2), dxdt.Vern7(), dxdt.Dopri8()],
+    ids=repr,
+)
+@pytest.mark.parametrize("dense", [False, True])
+def test_clocks_on_the_host_and_beside_the_data_agree(solver, dense):
+    """Also where a row does not move."""
+    if getattr(solver, "separable", False):
+        equation, tree = FORCED, tuple(x.expand(3, 2) + 0.1 * torch.arange(3)[:, None] for x in Y0)
+    else:
+        equation, tree = dxdt.ODE(GENERIC.field), GENERIC.y0.expand(3, 3)
+    layout = Layout.of(tree, per_sample=True)
+    eq, ends = Rows(equation, layout), []
+    for clock in (
+        np.array,
+        lambda x: torch.tensor(x, dtype=torch.int64 if isinstance(x[0], int) else F64),
+    ):
+        t, dt, y = clock([0.0, 0.3, 0.5]), clock([0.1, -0.05, 0.0]), layout.pack(tree)
+        state = solver.init(eq, t, y, dense)
+        for i in range(6):
+            begin, step = y, solver.step(eq, t, dt, y, state, clock([i, i, i]))
+            t, y, state = t + dt, step.y, step.state
+        ends.append(solver.dense(step, dt, begin) if dense else y)
+        assert not dense or len(ends[-1]) == solver.degree
+    assert torch.allclose(*ends, rtol=0, atol=1e-14)
+    still = layout.pack(tree)[2] if not dense else torch.zeros_like(ends[0][:, 2])
+    assert torch.allclose(ends[0][..., 2, :], still, rtol=0, atol=1e-15)
