@@ -1,0 +1,1 @@
+"""The laboratory: training, measuring, pictures, reports and the command line."""
