@@ -20,10 +20,11 @@ from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
 from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import Forward, check_field, compilable
-from dxdt.solve.engine import CannotCompile, Holder, Program, Records, Taken, call, prepare
+from dxdt.solve.engine import CannotCompile, Program, Records, prepare
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
+from dxdt.solve.reverse_chunk import Holder, Taken
 
 __all__ = ["run_differentiable"]
 
@@ -63,7 +64,8 @@ def _hold(
         names.setdefault(id(p), name)
     if any(id(p) not in names for p in params):
         raise CannotCompile(
-            "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
+            "a tensor in params= belongs to no module of the field, so it cannot be an input "
+            "of the program"
         )
     return holder, tuple(names[id(p)] for p in params)
 
@@ -106,8 +108,11 @@ class _Task:
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
         for taken in self._taken(given):
-            gy, *rest = call(
-                program.back, self.holder, args, self.names, shared, taken, gy.contiguous(), totals
+            # The place of the last step is an input, and the number of steps a size that may
+            # change: a solve of another length runs the same program.
+            last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
+            gy, *rest = program.pull(
+                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals
             )
             totals = tuple(rest)
         return [
@@ -183,7 +188,10 @@ class _Entry:
             self.start.index_add_(0, index, gstart)
 
     def taken(self) -> Taken:
-        """The chunk without attempts that nobody accepted; idle rows stand where a derivative is harmless."""
+        """The chunk without attempts that nobody accepted.
+
+        Idle rows stand where a derivative is harmless.
+        """
         t, dt, y = (x[: self.count] for x in self.records[:2] + (self.records.y,))
         ok = dt.numpy() != 0
         parts = [t, dt, y, self.end, self.start, self.coefficients]
@@ -198,8 +206,10 @@ class _Entry:
 
 
 def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:
-    """For each slot and row the slot and row to stand at: its own, the row's last accepted, or that
-    of another row."""
+    """For each slot and row the slot and row to stand at.
+
+    Its own, the row's last accepted, or that of another row.
+    """
     slots, rows = ok.shape
     index = np.where(ok, np.arange(slots)[:, None], -1)
     last = np.maximum.accumulate(index, axis=0)

@@ -2,8 +2,8 @@
 
 The loop's ``advance`` is traced as it is, with its clocks beside the data, inside a ``while_loop``
 that runs until every row has ended or the records of accepted steps are full. Programs are kept by
-what shapes them (the code of the field and the structure of its modules, solver, controller, layout,
-what is recorded); parameters, arguments, times and tolerances are inputs.
+what shapes them (the code of the field and the structure of its modules, solver, controller,
+layout, what is recorded); parameters, arguments, times and tolerances are inputs.
 
 Records are written in place into captured buffers, one slot per attempt, and read once per chunk:
 save times, dense output and the backward pass all come from them.
@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
-from torch.func import functional_call
 
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.small_products import backend
-from dxdt.ops.tree import Layout, flatten
+from dxdt.ops.tree import Layout
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import ODE, Rows
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
+from dxdt.solve.reverse_chunk import reverse
 from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
@@ -37,11 +37,9 @@ from dxdt.solve.start import begin
 __all__ = [
     "CannotCompile",
     "Chunk",
-    "Holder",
     "Program",
     "Records",
     "Shape",
-    "Taken",
     "call",
     "chunks",
     "identity",
@@ -54,7 +52,7 @@ _SLOTS, _BYTES = 256, 1 << 25
 
 
 class CannotCompile(Exception):
-    """This solve has no compiled form; the message says why."""
+    """A solve has no compiled form; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,7 @@ class Program:
     first: Callable[..., Any] = field(init=False)
     more: Callable[..., Any] = field(init=False)
     back: Callable[..., Any] = field(init=False)
+    eager: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.first = _compile(self._first)
@@ -194,83 +193,22 @@ class Program:
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
         return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
 
-    def _back(
-        self,
-        holder: Holder,
-        args: tuple[Any, ...],
-        names: tuple[str, ...],
-        shared: tuple[Tensor, ...],
-        taken: Taken,
-        gy: Tensor,
-        totals: Any,
-    ) -> Any:
-        """Cotangents of the start of a chunk and of what its steps share, from those of its end."""
+    def pull(self, *given: Any) -> Any:
+        """``_back`` compiled, or eager and with one warning where it has no compiled form.
+
+        The forward pass is over by then, so there is no other way to answer.
+        """
+        if not self.eager:
+            try:
+                return call(self.back, *given)
+            except CannotCompile as error:
+                self.eager = True
+                warn_once(f"the backward pass has no compiled form: {error}")
+        return self._back(*given)
+
+    def _back(self, *given: Any) -> Any:
         shape = self.shape
-        solver, layout, dense = shape.solver, shape.layout, shape.dense
-        leaves, spec = flatten(args)
-        places = [
-            i
-            for i, x in enumerate(leaves)
-            if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-        ]
-
-        def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
-            now = list(leaves)
-            for i, x in zip(places, inner, strict=False):
-                now[i] = x
-            named = dict(zip(names, inner[len(places) :], strict=True))
-            f = lambda t, y, *args: functional_call(holder, named, (t, y, *args))  # noqa: E731
-            rows = Rows(ODE(f), layout, tuple(spec.unflatten(now)), None, None, None)
-            state = solver.init(rows, t, y, dense)
-            after = solver.step(rows, t, dt, y, state, 0)
-            return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
-
-        def keeps(i: Tensor, *carry: Tensor) -> Tensor:
-            return i >= 0
-
-        def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
-            slot = i.reshape(1)
-            t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
-            ok = (dt != 0).unsqueeze(-1)
-            _, pull = torch.func.vjp(lambda y, *inner: step(t, dt, y, *inner), y, *shared)
-            cots = [torch.where(ok, gy + end, 0.0)]
-            if dense:
-                assert taken.coefficients is not None
-                cots.append(taken.coefficients.index_select(0, slot)[0])
-            back, *rest = pull(tuple(cots))
-            return (
-                i - 1,
-                torch.where(ok, back + begin_, gy),
-                *(a + b for a, b in zip(totals, rest, strict=True)),
-            )
-
-        last = torch.full((), taken.t.shape[0] - 1, dtype=torch.int64, device=gy.device)
-        return while_loop(keeps, body, (last, gy.clone(), *(x.clone() for x in totals)))[1:]
-
-
-class Holder(nn.Module):
-    """A field and the modules it uses, so that their parameters can be given from outside."""
-
-    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.used = nn.ModuleList(modules)
-        self.called = (f,)
-
-    def forward(self, *given: Any) -> Any:
-        """The field's value."""
-        return self.called[0](*given)
-
-
-class Taken(NamedTuple):
-    """Steps of a chunk and the cotangents that enter at each: of the value at its end and at its
-    start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``."""
-
-    t: Tensor
-    dt: Tensor
-    y: Tensor
-    end: Tensor
-    start: Tensor
-    coefficients: Tensor | None
+        return reverse(shape.solver, shape.layout, shape.dense, *given)
 
 
 def _pack(c: Carry) -> tuple[Tensor, ...]:
@@ -310,7 +248,7 @@ def _program(shape: Shape) -> Program:
 
 
 def identity(f: Any) -> Any:
-    """What makes two fields run the same program: code, modules and the shapes of their tensors."""
+    """What makes two fields run the same program: code, modules, the shapes of their tensors."""
     if isinstance(f, nn.Module):
         parts = tuple((type(m), m.training) for m in f.modules())
         tensors = tuple(
@@ -406,6 +344,11 @@ def chunks(
 
 
 def call(f: Callable[..., Any], *given: Any) -> Any:
+    """The value of a compiled function.
+
+    Raises:
+        CannotCompile: it could not be traced or compiled.
+    """
     try:
         return f(*given)
     except Exception as error:

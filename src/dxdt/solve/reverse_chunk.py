@@ -1,0 +1,144 @@
+"""The backward pass of a chunk: its steps formed again, from last to first, and pulled through.
+
+One program serves a chunk of any number of steps. The same function runs as a Python loop with
+autograd where it has no compiled form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.func import functional_call
+
+from dxdt.ops.tree import Layout, flatten
+from dxdt.solve.equation import ODE, Rows
+from dxdt.solve.solver import Solver
+
+__all__ = ["Holder", "Taken", "reverse"]
+
+
+class Holder(nn.Module):
+    """A field and the modules it uses, so that their parameters can be given from outside."""
+
+    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.used = nn.ModuleList(modules)
+        self.called = (f,)
+
+    def forward(self, *given: Any) -> Any:
+        """The field's value."""
+        return self.called[0](*given)
+
+
+class Taken(NamedTuple):
+    """Steps of a chunk and the cotangents that enter at each: of the value at its end and at its
+    start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``."""
+
+    t: Tensor
+    dt: Tensor
+    y: Tensor
+    end: Tensor
+    start: Tensor
+    coefficients: Tensor | None
+
+    def any_length(self) -> Taken:
+        """The same for a program that serves any number of steps: at least two slots, since
+        compilers make a size of one a special case."""
+        parts = [x if x is None or len(x) > 1 else torch.cat([x, x]) for x in self]
+        for x in parts:
+            if x is not None:
+                torch._dynamo.mark_dynamic(x, 0)
+        return Taken(*parts)  # pyright: ignore[reportArgumentType]
+
+
+def reverse(
+    solver: Solver,
+    layout: Layout,
+    dense: bool,
+    holder: Holder,
+    args: tuple[Any, ...],
+    names: tuple[str, ...],
+    shared: tuple[Tensor, ...],
+    taken: Taken,
+    last: Tensor,
+    gy: Tensor,
+    totals: Any,
+) -> Any:
+    """Cotangents of the start of a chunk and of what its steps share, from those of its end.
+
+    ``last`` is the place of the last step in ``taken``.
+    """
+    leaves, spec = flatten(args)
+    places = [
+        i
+        for i, x in enumerate(leaves)
+        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+    ]
+
+    def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
+        now = list(leaves)
+        for i, x in zip(places, inner, strict=False):
+            now[i] = x
+        named = dict(zip(names, inner[len(places) :], strict=True))
+        f = lambda t, y, *args: functional_call(holder, named, (t, y, *args))  # noqa: E731
+        rows = Rows(ODE(f), layout, tuple(spec.unflatten(now)), None, None, None)
+        state = solver.init(rows, t, y, dense)
+        after = solver.step(rows, t, dt, y, state, 0)
+        return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
+
+    def keeps(i: Tensor, *carry: Tensor) -> Tensor:
+        return i >= 0
+
+    def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+        slot = i.reshape(1)
+        t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
+        ok = (dt != 0).unsqueeze(-1)
+        cots = [torch.where(ok, gy + end, 0.0)]
+        if dense:
+            assert taken.coefficients is not None
+            cots.append(taken.coefficients.index_select(0, slot)[0])
+        back, *rest = pull(lambda y, *inner: step(t, dt, y, *inner), (y, *shared), tuple(cots))
+        return (
+            i - 1,
+            torch.where(ok, back + begin_, gy),
+            *(a + b for a, b in zip(totals, rest, strict=True)),
+        )
+
+    compiling = torch.compiler.is_dynamo_compiling()
+    pull, loop = (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
+    return loop(keeps, body, (last.clone(), gy.clone(), *(x.clone() for x in totals)))[1:]
+
+
+def _pulled(
+    f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]
+) -> Sequence[Tensor]:
+    return torch.func.vjp(f, *at)[1](cots)
+
+
+def _pulled_eagerly(
+    f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]
+) -> Sequence[Tensor]:
+    """The same by autograd, which admits fields that ``torch.func`` does not."""
+    leaves = [x.detach().requires_grad_() for x in at]
+    with torch.enable_grad():
+        outs = f(*leaves)
+    pairs = [(o, c) for o, c in zip(outs, cots, strict=True) if o.requires_grad]
+    return torch.autograd.grad(
+        [o for o, _ in pairs],
+        leaves,
+        [c for _, c in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def _looped_eagerly(
+    keeps: Callable[..., Tensor], body: Callable[..., Any], carry: tuple[Tensor, ...]
+) -> Any:
+    while bool(keeps(*carry)):
+        carry = body(*carry)
+    return carry
