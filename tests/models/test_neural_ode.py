@@ -1,0 +1,94 @@
+"""Neural ODEs: values and gradients against the matrix exponential."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dxdt.models import Augmented, NeuralODE
+from dxdt.nn import MLPField
+from dxdt.solve import PID, Checkpointed
+
+
+class Linear(nn.Module):
+    """The field A y, whose solution is expm(A t) y0."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(n)
+        self.A = nn.Parameter(torch.randn(n, n, generator=generator, dtype=torch.float64))
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        return y @ self.A.T
+
+
+TIGHT = PID(1e-10, 1e-10)
+
+
+def test_a_pair_gives_the_end_and_a_tensor_every_time():
+    field, y0 = Linear(3), torch.randn(4, 3, dtype=torch.float64)
+    node = NeuralODE(field, controller=TIGHT)
+    ts = torch.tensor([0.0, 0.3, 0.7, 1.5], dtype=torch.float64)
+    exact = torch.stack([y0 @ torch.matrix_exp(field.A * t).T for t in ts])
+    assert torch.allclose(node(y0, ts), exact, atol=1e-8)
+    assert torch.allclose(node(y0, (0.0, 1.5)), exact[-1], atol=1e-8)
+    assert torch.allclose(node(exact[-1], (1.5, 0.0)), y0, atol=1e-7)
+
+
+@pytest.mark.parametrize("gradient", [None, Checkpointed()])
+def test_gradients_are_those_of_the_exact_solution(gradient):
+    field, y0 = Linear(3), torch.randn(4, 3, dtype=torch.float64)
+    node = NeuralODE(field, controller=TIGHT, gradient=gradient)
+    node(y0, (0.0, 1.0)).sin().sum().backward()
+    found = field.A.grad.clone()
+    field.A.grad = None
+    (y0 @ torch.matrix_exp(field.A).T).sin().sum().backward()
+    assert torch.allclose(found, field.A.grad, atol=1e-6)
+
+
+def test_extra_arguments_reach_the_field():
+    node = NeuralODE(lambda t, y, k: k * y, controller=TIGHT)
+    y0, k = torch.ones(1, dtype=torch.float64), torch.tensor(-0.5, dtype=torch.float64)
+    assert node(y0, (0.0, 2.0), k).item() == pytest.approx(torch.tensor(-1.0).exp().item())
+
+
+def test_augmented_pads_with_zeros_and_drops_them():
+    field = Linear(5)
+    model = Augmented(NeuralODE(field, controller=TIGHT), extra=2)
+    y0 = torch.randn(4, 3, dtype=torch.float64)
+    exact = (y0 @ torch.matrix_exp(field.A)[:, :3].T)[:, :3]
+    assert torch.allclose(model(y0, (0.0, 1.0)), exact, atol=1e-8)
+
+
+def test_augmentation_lets_paths_pass_through_each_other():
+    # x -> -x cannot be the flow of a field on the line, but is a half turn of the plane.
+    turn = NeuralODE(lambda t, y: y @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).to(y))
+    x = torch.tensor([[-1.0], [0.5], [2.0]])
+    assert torch.allclose(Augmented(turn, extra=1)(x, (0.0, torch.pi)), -x, atol=1e-2)
+
+
+def test_it_learns():
+    torch.manual_seed(0)
+    node = NeuralODE(MLPField(1, width=16))
+    x = torch.linspace(-1, 1, 16)[:, None]
+    optimizer = torch.optim.Adam(node.parameters(), lr=2e-2)
+    first = None
+    for _ in range(40):
+        loss = (node(x, (0.0, 1.0)) - (2 * x + 0.5)).square().mean()
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05 * first
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), torch.zeros(2, 2)), "list of at least"),
+        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), (0.0, 1.0, 2.0)), "no span"),
+        (lambda: Augmented(NeuralODE(Linear(2)), 0), "extra=0"),
+    ],
+)
+def test_bad_times_are_refused_in_one_sentence(call, words: str):
+    with pytest.raises(ValueError, match=words):
+        call()
