@@ -47,7 +47,7 @@ def to_host(values: Tensor) -> np.ndarray:
         RuntimeError: the tensor is mapped by ``torch.vmap``, so that it has no single value.
     """
     functorch = torch._C._functorch
-    if not functorch.is_functorch_wrapped_tensor(values):
+    if functorch.peek_interpreter_stack() is None:
         return values.detach().cpu().numpy().astype(np.float64)
     while functorch.is_functorch_wrapped_tensor(values):
         if functorch.is_batchedtensor(values):

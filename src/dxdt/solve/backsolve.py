@@ -229,7 +229,7 @@ class _AdjointRows:
         layout = self.equation.layout
         self.full = layout.rows == 1
         self.meter = Meter(checked=True)
-        self.noise = None
+        self.noise = self.kind = None
         self.sizes = [x.numel() for x in self.shared] if self.full else []
         self.layout: Layout = replace(layout, size=2 * layout.size + sum(self.sizes))
         self.sums = [torch.zeros_like(x) for x in self.shared]

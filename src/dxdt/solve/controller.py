@@ -190,8 +190,9 @@ class Grid(Controller):
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
         (count,) = state
         accept = error <= 1
-        count = count + accept
         times = self._times(span)
+        # Rows that reached the end stay there while others, cut short by events, still step.
+        count = count + (accept & (count < times.shape[0] - 1))
         ahead = count + (count < times.shape[0] - 1)
         end = span.clock.table(times, ahead)
         return Decision(accept, end - span.clock.where(accept, t + dt, t), (count,), ~accept)

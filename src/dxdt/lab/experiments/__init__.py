@@ -1,0 +1,1 @@
+"""Reproduced results: one frozen configuration and one `run` a file."""
