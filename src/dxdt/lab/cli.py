@@ -1,4 +1,4 @@
-"""The command line: `dxdt demo`, `dxdt info`."""
+"""The command line: `dxdt demo`, `dxdt bench`, `dxdt info`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from dxdt.lab.bench import bench
 from dxdt.lab.demo import Demo, quick, run_demo
 from dxdt.lab.info import print_info
 
@@ -53,7 +54,7 @@ def main(args: list[str] | None = None) -> None:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "info": info},
+            {"demo": demo, "bench": bench, "info": info},
             args=args,
             prog="dxdt",
             description="Learning with differential equations.",
