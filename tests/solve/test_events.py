@@ -544,6 +544,30 @@ def test_gradient_for_the_start_through_an_event():
     assert abs(gradients(sol.y1[1], t0)[0]) < 1e-8
 
 
+@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
+def test_resets_on_a_given_grid(per_sample):
+    """A step that an event cuts is finished before the next time of the grid; rows that are cut
+    take more steps than rows that are not, which wait at the end."""
+    h = torch.tensor([10.0, 1.0, 3.0], dtype=D) if per_sample else torch.tensor(3.0, dtype=D)
+    sol = dxdt.solve(
+        dxdt.ODE(ball),
+        drop(h),
+        [0.0, 0.4, 1.0, 1.3, 1.5],
+        args=(number(8.0),),
+        event=Event(height, -1, bounce(0.8)),
+        per_sample=per_sample,
+        save=dxdt.Save(start=True, steps=True),
+    )
+    exact = landings(h[..., None], number(8.0), 0.8, 2).movedim(-1, 0)
+    seen = sol.which >= 0
+    assert torch.equal(seen[0], exact[0] < 1.5)
+    for n in range(len(sol.events)):
+        assert (sol.events[n] - exact[n])[seen[n]].abs().max() < 1e-9
+    assert sol.ok if not per_sample else sol.ok.all()
+    for time in (0.4, 1.0, 1.3, 1.5):
+        assert torch.isclose(sol.ts, torch.tensor(time, dtype=D)).any(0).all()
+
+
 # Hybrid systems
 
 
