@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +12,19 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import from_host
-from dxdt.solve.engine import CannotCompile, Chunk, Records, chunks, identity
+from dxdt.solve.engine import Chunk, Records, chunks, identity
 from dxdt.solve.equation import ODE
+from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.gradient import Outcome
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate
 
-__all__ = ["Forward", "compilable", "run_compiled"]
+__all__ = ["Forward", "check_field", "compilable", "run_compiled", "undone"]
 
-_checked: set[Any] = set()
+# Fields that were looked at, by what identifies them, and why they must run eager.
+_checked: dict[Any, str] = {}
+_FIELDS = 256
 
 
 def compilable(plan: Plan) -> None:
@@ -39,14 +44,59 @@ def compilable(plan: Plan) -> None:
 
 
 def check_field(plan: Plan, y: Tensor) -> None:
-    """Evaluate a field once, the first time it is met, so that a wrong one is named as such."""
+    """Evaluate a field once, the first time it is met.
+
+    A wrong one is then named as such, and one whose steps cannot be formed again is refused before
+    the compiler spends its time on it.
+
+    Raises:
+        CannotCompile: the field writes into the state, or draws random numbers.
+    """
     equation = plan.equation
     key = identity(equation.equation.field), equation.layout
-    if key in _checked:
-        return
+    if key not in _checked:
+        if len(_checked) >= _FIELDS:
+            del _checked[next(iter(_checked))]
+        _checked[key] = _refusal(plan, y)
+    reason = _checked[key]
+    if reason:
+        raise CannotCompile(reason)
+
+
+def _refusal(plan: Plan, y: Tensor) -> str:
+    """Why a field must run eager, or nothing."""
+    state, random = y.detach().clone(), torch.get_rng_state()
+    before, meter = state._version, plan.equation.meter
+    assert meter is not None
+    count = meter.evaluations
     with torch.no_grad():
-        equation.probe(plan.span.t0, y)
-    _checked.add(key)
+        plan.equation.probe(plan.span.t0, state)
+    meter.evaluations = count
+    if state._version != before:
+        return "the field writes into the state that it is given: form new tensors instead"
+    if not torch.equal(random, torch.get_rng_state()):
+        torch.set_rng_state(random)
+        return "the field draws random numbers (dropout?), which generated code would draw differently"
+    return ""
+
+
+@contextmanager
+def undone(plan: Plan, recorder: Recorder) -> Iterator[None]:
+    """Books and counts as they were before, where a compiled solve gives up."""
+    meter, times = plan.equation.meter, recorder.times
+    assert meter is not None
+    count, following = meter.evaluations, None if times is None else times.next
+    try:
+        yield
+    except CannotCompile:
+        meter.evaluations = count
+        if times is not None and following is not None:
+            times.next = following
+        for entries in (recorder.index, recorder.row, recorder.t):
+            entries.clear()
+        for clocks in (recorder.starts, recorder.lengths, recorder.ends):
+            clocks.clear()
+        raise
 
 
 @dataclass
@@ -205,6 +255,7 @@ def run_compiled(
     Raises:
         CannotCompile: the solve or its field has no compiled form.
     """
-    compilable(plan)
-    check_field(plan, y)
-    return Forward(plan, recorder, keep=False).run(y, dt, bounded)
+    with undone(plan, recorder):
+        compilable(plan)
+        check_field(plan, y)
+        return Forward(plan, recorder, keep=False).run(y, dt, bounded)

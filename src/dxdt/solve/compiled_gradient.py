@@ -19,8 +19,9 @@ from dxdt.ops.clock import from_host
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
 from dxdt.solve.checkpointed import Checkpointed
-from dxdt.solve.compiled import Forward, check_field, compilable
-from dxdt.solve.engine import CannotCompile, Program, Records, prepare
+from dxdt.solve.compiled import Forward, check_field, compilable, undone
+from dxdt.solve.engine import Program, Records, prepare
+from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
@@ -41,13 +42,29 @@ def run_differentiable(
         raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
     if inputs.ends is not None or inputs.moments is not None:
         raise CannotCompile("gradients with respect to times have no compiled form yet")
-    compilable(plan)
-    check_field(plan, inputs.y)
-    captured(plan, inputs)
-    task = _Task(plan, inputs, dt, recorder)
-    y, values, starts, coefficients = _Function.apply(task, *inputs.tensors())
+    with undone(plan, recorder):
+        compilable(plan)
+        check_field(plan, inputs.y)
+        _look(plan, inputs, gradient)
+        task = _Task(plan, inputs, dt, recorder)
+        y, values, starts, coefficients = _Function.apply(task, *inputs.tensors())
     assert task.forward is not None and task.forward.carry is not None
     return Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
+
+
+def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
+    """Refuse a field that depends on tensors which a recomputing rule would lose.
+
+    Raises:
+        CannotCompile: it does, and no rule was asked for, so that the eager default can serve.
+        ValueError: it does, but such a rule was asked for.
+    """
+    try:
+        captured(plan, inputs)
+    except ValueError as error:
+        if gradient is not None:
+            raise
+        raise CannotCompile(str(error)) from error
 
 
 def _hold(

@@ -11,7 +11,6 @@ save times, dense output and the backward pass all come from them.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -26,7 +25,8 @@ from dxdt.ops.clock import DEVICE
 from dxdt.ops.small_products import backend
 from dxdt.ops.tree import Layout
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
-from dxdt.solve.equation import ODE, Rows
+from dxdt.solve.equation import ODE, Rows, _filled
+from dxdt.solve.fallback import CannotCompile, warn_once, why
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.reverse_chunk import reverse
@@ -35,24 +35,20 @@ from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
 
 __all__ = [
-    "CannotCompile",
     "Chunk",
     "Program",
     "Records",
     "Shape",
-    "call",
     "chunks",
     "identity",
     "prepare",
-    "warn_once",
 ]
+
+# Where errors of tracing and compiling come from.
+_COMPILER = ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
 _SLOTS, _BYTES = 256, 1 << 25
-
-
-class CannotCompile(Exception):
-    """A solve has no compiled form; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +109,17 @@ class Chunk(NamedTuple):
 
 @dataclass(eq=False)
 class Program:
-    """The traced functions of one shape, and their compiled forms."""
+    """The traced functions of one shape, and their compiled forms.
+
+    Attributes:
+        failed: those that have no compiled form, and why.
+    """
 
     shape: Shape
     first: Callable[..., Any] = field(init=False)
     more: Callable[..., Any] = field(init=False)
     back: Callable[..., Any] = field(init=False)
-    eager: bool = field(default=False, init=False)
+    failed: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.first = _compile(self._first)
@@ -193,18 +193,32 @@ class Program:
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
         return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
 
+    def call(self, name: str, *given: Any) -> Any:
+        """The value of a compiled function.
+
+        Raises:
+            CannotCompile: it could not be traced or compiled, now or before.
+        """
+        if name in self.failed:
+            raise CannotCompile(self.failed[name])
+        try:
+            return getattr(self, name)(*given)
+        except Exception as error:
+            if not type(error).__module__.startswith(_COMPILER):
+                raise
+            self.failed[name] = why(error)
+            raise CannotCompile(self.failed[name]) from error
+
     def pull(self, *given: Any) -> Any:
         """``_back`` compiled, or eager and with one warning where it has no compiled form.
 
         The forward pass is over by then, so there is no other way to answer.
         """
-        if not self.eager:
-            try:
-                return call(self.back, *given)
-            except CannotCompile as error:
-                self.eager = True
-                warn_once(f"the backward pass has no compiled form: {error}")
-        return self._back(*given)
+        try:
+            return self.call("back", *given)
+        except CannotCompile as error:
+            warn_once(f"the backward pass has no compiled form: {error}")
+            return self._back(*given)
 
     def _back(self, *given: Any) -> Any:
         shape = self.shape
@@ -247,8 +261,11 @@ def _program(shape: Shape) -> Program:
     return Program(shape)
 
 
-def identity(f: Any) -> Any:
-    """What makes two fields run the same program: code, modules, the shapes of their tensors."""
+def identity(f: Any, depth: int = 4) -> Any:
+    """What makes two fields run the same program: code, modules, the shapes of their tensors.
+
+    Functions that a field closes over are looked through to some depth.
+    """
     if isinstance(f, nn.Module):
         parts = tuple((type(m), m.training) for m in f.modules())
         tensors = tuple(
@@ -259,11 +276,11 @@ def identity(f: Any) -> Any:
     code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
     if code is None:
         raise CannotCompile(f"the field is a {type(f).__name__}, neither a function nor a module")
-    cells = [c.cell_contents for c in getattr(f, "__closure__", None) or ()]
+    cells = [c.cell_contents for c in getattr(f, "__closure__", None) or () if _filled(c)]
     inner = tuple(
-        identity(x)
+        identity(x, depth - 1)
         for x in (owner, *cells)
-        if isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__")
+        if depth and (isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__"))
     )
     return code, inner
 
@@ -332,7 +349,7 @@ def chunks(
     step = None if dt is None else _tensor(dt, y)
     recorded = starts or plan.dense
     records = _records(slots, _degree(plan), y) if recorded else None
-    out = call(program.first, f, args, y, step, x, records)
+    out = program.call("first", f, args, y, step, x, records)
     while True:
         used, packed = int(out[0]), out[1:]
         carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
@@ -340,29 +357,7 @@ def chunks(
         if not bool((carry.status == RUNNING).any()):
             return
         records = _records(slots, _degree(plan), y) if recorded else None
-        out = call(program.more, f, args, tuple(packed), x, records)
-
-
-def call(f: Callable[..., Any], *given: Any) -> Any:
-    """The value of a compiled function.
-
-    Raises:
-        CannotCompile: it could not be traced or compiled.
-    """
-    try:
-        return f(*given)
-    except Exception as error:
-        if type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
-        ):
-            raise CannotCompile(_reason(error)) from error
-        raise
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    cause = text.splitlines()[0] if text else type(error).__name__
-    return cause if len(cause) < 200 else cause[:197] + "..."
+        out = program.call("more", f, args, tuple(packed), x, records)
 
 
 def _tensor(values: Any, like: Tensor) -> Tensor:
@@ -391,13 +386,3 @@ def _records(slots: int, degree: int, y: Tensor) -> Records:
     ]
     coefficients = y.new_empty(slots, degree, *y.shape) if degree else None
     return Records(*clocks, y.new_empty(slots, *y.shape), coefficients)
-
-
-_warned: set[str] = set()
-
-
-def warn_once(reason: str) -> None:
-    """Say once for each reason that a solve runs eager."""
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"compile=True runs eager: {reason}", RuntimeWarning, stacklevel=4)
