@@ -3,6 +3,7 @@
 from dxdt.solve.backsolve import Backsolve
 from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
+from dxdt.solve.conversion import Converted, to_ito, to_stratonovich
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
 from dxdt.solve.event import Event, SteadyState
 from dxdt.solve.explicit import (
@@ -20,14 +21,23 @@ from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
 from dxdt.solve.multistep import AdamsBashforth, AdamsBashforthMoulton
-from dxdt.solve.noise import Additive, Diagonal, General, Scalar
+from dxdt.solve.noise import Additive, Commutative, Diagonal, General, Scalar, Sum
+from dxdt.solve.noisy import Noisy
 from dxdt.solve.progress import TextProgress
 from dxdt.solve.reversible import AsynchronousLeapfrog, McCallumFoster, Reversible, ReversibleHeun
 from dxdt.solve.save import Save
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
 from dxdt.solve.solver import Solver
-from dxdt.solve.stochastic import EulerMaruyama
+from dxdt.solve.stochastic import (
+    EulerHeun,
+    EulerMaruyama,
+    Milstein,
+    Stochastic,
+    StochasticHeun,
+    StochasticMidpoint,
+)
+from dxdt.solve.stochastic_area import SRA1, SRIW1, ShARK, SPaRK
 from dxdt.solve.symplectic import (
     BlanesMoan4,
     BlanesMoan6,
@@ -41,11 +51,6 @@ from dxdt.solve.tableau import Tableau
 from dxdt.solve.wrappers import HalfStep
 
 __all__ = [
-    "ODE",
-    "PI",
-    "PID",
-    "RK4",
-    "SDE",
     "AdamsBashforth",
     "AdamsBashforthMoulton",
     "Additive",
@@ -56,13 +61,16 @@ __all__ = [
     "Bosh3",
     "Checkpointed",
     "Clip",
+    "Commutative",
     "Constant",
     "Controller",
+    "Converted",
     "Diagonal",
     "Direct",
     "Dopri5",
     "Dopri8",
     "Euler",
+    "EulerHeun",
     "EulerMaruyama",
     "Event",
     "General",
@@ -77,22 +85,37 @@ __all__ = [
     "LowStorage4",
     "McCallumFoster",
     "Midpoint",
+    "Milstein",
+    "Noisy",
+    "ODE",
+    "PI",
+    "PID",
+    "RK4",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
     "RungeKutta",
+    "SDE",
+    "SPaRK",
+    "SRA1",
+    "SRIW1",
     "Save",
     "Scalar",
     "SemiImplicitEuler",
     "Separable",
+    "ShARK",
     "Solution",
     "SolveError",
     "Solver",
     "Stats",
-    "SteadyState",
     "Status",
+    "SteadyState",
+    "Stochastic",
+    "StochasticHeun",
+    "StochasticMidpoint",
     "StoermerVerlet",
     "Stratonovich",
+    "Sum",
     "Symplectic",
     "Tableau",
     "TextProgress",
@@ -102,4 +125,6 @@ __all__ = [
     "max_norm",
     "rms",
     "solve",
+    "to_ito",
+    "to_stratonovich",
 ]

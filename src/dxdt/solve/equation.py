@@ -155,7 +155,7 @@ class Rows:
         noise: the random path bound to this solve, for stochastic equations.
         meter: counts of this solve, shared by all copies of the equation; None in a compiled loop,
             which sees checked fields only.
-        muted: rows whose drift counts as zero, ``(R, 1)``, or None.
+        muted: rows whose fields count as zero, ``(R, 1)``, or None.
     """
 
     equation: Equation
@@ -166,7 +166,7 @@ class Rows:
     muted: Tensor | None = None
 
     def mute(self, rows: np.ndarray) -> Rows:
-        """The equation with zero drift in some rows, of which nothing is wanted."""
+        """The equation with zero fields in some rows, of which nothing is wanted."""
         return replace(self, muted=torch.from_numpy(rows)[:, None])
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
@@ -200,11 +200,23 @@ class Rows:
         if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
             meter.diffused = True
-        return equation.noise.rows(value, layout)
+        rows = equation.noise.rows(value, layout)
+        if self.muted is None:
+            return rows
+        return torch.where(self.muted.reshape(-1, *(1,) * (rows.dim() - 1)).to(rows.device), 0.0, rows)
+
+    @property
+    def kind(self) -> Noise | None:
+        """Structure of the noise, None without."""
+        return None if self.noise is None else self.equation.noise
 
     def spread(self, g: Tensor, w: Tensor) -> Tensor:
         """g dW as rows ``(R, n)``."""
         return self.equation.noise.product(g, w)
+
+    def kicked(self, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
+        """y + g dW as rows ``(R, n)``."""
+        return self.equation.noise.added(y, g, w)
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Every field evaluated once at the start, to look at its graph."""

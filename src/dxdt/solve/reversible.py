@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import END, START, Table, Ticks, factors, moments, scaled_sum
-from dxdt.solve.equation import Rows
+from dxdt.solve.equation import Rows, Stratonovich
 from dxdt.solve.explicit import RungeKutta
+from dxdt.solve.noisy import Noisy
 from dxdt.solve.solver import Solver, State, Step, hermite
 
 __all__ = ["AsynchronousLeapfrog", "McCallumFoster", "Reversible", "ReversibleHeun"]
@@ -110,6 +111,7 @@ class ReversibleHeun(Reversible):
     dense_order: ClassVar[float] = 2
     stages: ClassVar[int] = 1
     degree: ClassVar[int] = 2
+    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
@@ -119,17 +121,20 @@ class ReversibleHeun(Reversible):
         return state[1]
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        new, after = _heun(eq, t, dt, y, state, index, back=False)
-        if eq.noise is not None:
-            return Step(new, None, after, ())
+        noise = None if eq.noise is None else eq.increment(t, dt, index).W
+        new, after = _heun(eq, t, dt, y, state, noise, back=False)
         (half,) = factors(_HALF, dt, y)
         error = (after[1].detach() - state[1].detach()) * _constant(half)
-        return Step(new, error, after, (state[1], after[1]))
+        if noise is None:
+            return Step(new, error, after, (state[1], after[1]))
+        error = eq.kicked(error, after[2].detach() - state[2].detach(), 0.5 * noise)
+        return Step(new, error, after, ())
 
     def reverse(
         self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks
     ) -> tuple[Tensor, State]:
-        return _heun(eq, t, dt, y, state, index, back=True)
+        noise = None if eq.noise is None else eq.increment(t, dt, index).W
+        return _heun(eq, t, dt, y, state, noise, back=True)
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         return _parabola(step, dt, y)
@@ -242,17 +247,16 @@ def _fields(eq: Rows, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 
 def _heun(
-    eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks, *, back: bool
+    eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, noise: Tensor | None, *, back: bool
 ) -> tuple[Tensor, State]:
     """The map of reversible Heun; its inverse is the same map with dt and dW negated."""
     z, *fields = state
     half, whole = factors(_LEAP, -dt if back else dt, y)
     (time,) = moments(t, dt, START if back else END, not eq.layout.per_sample, y)
-    noise = None if eq.noise is None else eq.increment(t, dt, index).W
     kick = None if noise is None else -noise if back else noise
     z = scaled_sum(2 * y - z, whole, fields[0])
-    z = z if kick is None else z + eq.spread(fields[1], kick)
+    z = z if kick is None else eq.kicked(z, fields[1], kick)
     after = _fields(eq, time, z)
     new = scaled_sum(y, half, fields[0] + after[0])
-    new = new if kick is None else new + eq.spread(fields[1] + after[1], kick) / 2
+    new = new if kick is None else eq.kicked(new, fields[1] + after[1], 0.5 * kick)
     return new, (z, *after)

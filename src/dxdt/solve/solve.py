@@ -30,6 +30,7 @@ from dxdt.solve.save import Save, SaveTimes
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solver import Solver
 from dxdt.solve.span import Interval, numbers, times_of
+from dxdt.solve.suitable import check_noise
 
 __all__ = ["solve"]
 
@@ -107,9 +108,10 @@ def solve(
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
-    _check_values(y, max_steps, equation, solver, driver)
+    _check_values(y, max_steps, equation)
+    check_noise(equation, solver, driver, controller, dt_row)
     rows = Rows(equation, layout, args)
-    if solver.stochastic:
+    if hasattr(equation, "diffusion"):
         rows.noise = _bind(driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
@@ -151,20 +153,13 @@ def _compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, re
         return None
 
 
-def _check_values(y: Tensor, max_steps: int, equation: Equation, solver: Solver, driver: Any) -> None:
+def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
     if has_values(y) and not bool(torch.isfinite(y.detach()).all()):
         raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: give at least 1")
     if not hasattr(equation, "drift"):
         raise TypeError(f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)")
-    noisy = hasattr(equation, "diffusion")
-    if noisy and not solver.stochastic:
-        raise ValueError(f"{type(solver).__name__} solves equations without noise: use dxdt.EulerMaruyama() for an SDE")
-    if solver.stochastic and not noisy:
-        raise ValueError(f"{type(solver).__name__} solves stochastic equations: use dxdt.Tsit5() for an ODE")
-    if solver.stochastic and driver is None:
-        raise ValueError("a stochastic solve has no driver: give driver=dxdt.Increments(seed=0)")
 
 
 def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from dxdt.ops.clock import Ticks
 from dxdt.solve.equation import Rows
+from dxdt.solve.noise import Noise
+from dxdt.solve.noisy import Noisy
 
 __all__ = ["Solver", "State", "Step", "hermite"]
 
@@ -45,7 +47,8 @@ class Solver(ABC):
         error_order: power of dt in the local error estimate, or None without an estimate.
         dense_order: order of the dense output.
         stages: evaluations of the drift in one step.
-        stochastic: whether it solves equations with noise.
+        stochastic: whether it is made for equations with noise only.
+        noisy: what it claims on equations with noise, None where it does not solve them.
         known_grid: whether the steps must be known before the solve (methods with history).
         degree: degree of the dense output's polynomial.
         compiles: whether its steps can be compiled; the state must be a function of (t, y).
@@ -56,6 +59,7 @@ class Solver(ABC):
     dense_order: ClassVar[float]
     stages: ClassVar[int]
     stochastic: ClassVar[bool] = False
+    noisy: ClassVar[Noisy | None] = None
     known_grid: ClassVar[bool] = False
     degree: ClassVar[int] = 1
     compiles: ClassVar[bool] = False
@@ -67,6 +71,12 @@ class Solver(ABC):
     def slope(self, state: State) -> Tensor | None:
         """f(t, y) where the state holds it: it saves the starting rule an evaluation."""
         return None
+
+    def estimate(self, noise: Noise | None) -> float | None:
+        """Power of dt in the local error estimate on an equation with this noise, or without."""
+        if noise is None or self.noisy is None:
+            return self.error_order
+        return self.noisy.error_order(noise)
 
     @abstractmethod
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:

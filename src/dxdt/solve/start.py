@@ -25,7 +25,7 @@ def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False) -> Carry:
     solver = start(plan, span.t0 if origin is None else origin, y)
     if dt is None and plan.scale is not None:
         dt = starting_step(plan, y, plan.solver.slope(solver))
-    dt, control = plan.controller.start(span, dt, plan.solver.error_order)
+    dt, control = plan.controller.start(span, dt, plan.solver.estimate(plan.equation.kind))
     count = span.clock.count(span.t0)
     status = span.clock.where(span.t0 == span.t1, count + _SUCCESS, count)
     park = Point(span.t0, dt, y, solver) if grad else None

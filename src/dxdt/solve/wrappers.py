@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dxdt.ops.clock import Ticks
 from dxdt.solve.equation import Rows
+from dxdt.solve.noisy import Noisy
 from dxdt.solve.solver import Solver, State, Step, hermite
 
 __all__ = ["HalfStep"]
@@ -62,8 +63,8 @@ class HalfStep(Solver):
     @property
     def error_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Power of dt in the estimate."""
-        strong = getattr(self.solver, "strong_order", None)
-        return self.solver.order + 1 if strong is None else strong + 0.5
+        noisy = self.solver.noisy if self.stochastic else None
+        return self.solver.order + 1 if noisy is None else noisy.general + 0.5
 
     @property
     def dense_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -79,6 +80,14 @@ class HalfStep(Solver):
     def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the method solves equations with noise."""
         return self.solver.stochastic
+
+    @property
+    def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the method claims on equations with noise; its estimate has half an order more."""
+        claims = self.solver.noisy
+        if claims is None:
+            return None
+        return replace(claims, error=(claims.general + 0.5, claims.additive + 0.5), inside=True)
 
     @property
     def separable(self) -> bool:
