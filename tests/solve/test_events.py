@@ -7,7 +7,7 @@ from torch import nn
 import dxdt
 from dxdt import Backsolve, Checkpointed, Direct, Event, Status, SteadyState
 
-RULES = (Direct(), Checkpointed(), Checkpointed(1), Checkpointed(3))
+RULES = (Direct(), Checkpointed(), Checkpointed(3))
 D = torch.float64
 
 
@@ -468,7 +468,7 @@ def through_events(rule, per_sample, fixed):
         -1,
         lambda t, y, level, kick: y * (1 + kick * 0.5) + 0.1 * t.unsqueeze(-1) * kick,
     )
-    t0, t1 = number(0.1), number(9.0)
+    t0, t1 = number(0.1), number(7.1)
     sol = dxdt.solve(
         dxdt.ODE(field),
         start,
@@ -477,8 +477,8 @@ def through_events(rule, per_sample, fixed):
         event=event,
         per_sample=per_sample,
         gradient=rule,
-        save=dxdt.Save(times=[1.1, 4.4, 7.7], end=True),
-        **(dict(dt=0.17) if fixed else {}),
+        save=dxdt.Save(times=[1.1, 4.4, 6.7], end=True),
+        **(dict(dt=0.35) if fixed else {}),
     )
     assert sol.events.shape[0] >= 2
     seen = torch.where(sol.which >= 0, sol.events, 0.0)
@@ -633,8 +633,8 @@ def test_a_steady_state_is_reached_and_differentiated(rule):
 def test_gradient_descent_moves_the_steady_state():
     """The toy problem: descent on (y* - 0.76)^2 moves the steady state from 0 to its target."""
     theta = number(0.0)
-    optimizer = torch.optim.SGD([theta], lr=0.1)
-    for _ in range(100):
+    optimizer = torch.optim.SGD([theta], lr=0.3)
+    for _ in range(35):
         sol = dxdt.solve(
             dxdt.ODE(relax),
             torch.tensor(1.0, dtype=D),
