@@ -1,13 +1,14 @@
-"""Matrix products of a few rows as fused sums, where a library call costs more than its arithmetic.
+"""Matrix products of a few rows as fused sums, where a call costs more than its arithmetic.
 
-Inside compiled code a product with a handful of rows is written as sum_k x[m, k] w[k, n], which the
-compiler fuses with what surrounds it. This belongs to our compile context only: users' code and
+Inside compiled code a product with a handful of rows is written as sum_k x[m, k] w[k, n], which
+the compiler fuses with what surrounds it. This belongs to our compile context only: users' code and
 eager products stay as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -36,16 +37,15 @@ def _addmm(b: Tensor, x: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    from torch._inductor.decomposition import select_decomp_table
-
+    table = import_module("torch._inductor.decomposition").select_decomp_table()
     aten = torch.ops.aten
-    return {**select_decomp_table(), aten.mm.default: _mm, aten.addmm.default: _addmm}
+    return {**table, aten.mm.default: _mm, aten.addmm.default: _addmm}
 
 
 def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Inductor with a C++ wrapper on the CPU, and small products fused."""
-    from torch._inductor.compile_fx import compile_fx
-
+    # Imported with the first program, because that takes longer than all else of the package.
+    compile_fx = import_module("torch._inductor.compile_fx").compile_fx
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     patches = {"cpp_wrapper": True} if on_cpu else {}
-    return compile_fx(graph, inputs, config_patches=patches, decompositions=_decompositions())  # pyright: ignore[reportArgumentType]
+    return compile_fx(graph, inputs, config_patches=patches, decompositions=_decompositions())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,9 +38,7 @@ def compilable(plan: Plan) -> None:
     if plan.watch is not None:
         raise CannotCompile("events have no compiled form yet")
     if plan.equation.layout.device.type != "cpu":
-        raise CannotCompile(
-            "the compiled loop runs on the CPU; on other devices the loop is eager"
-        )
+        raise CannotCompile("the compiled loop runs on the CPU; on other devices the loop is eager")
 
 
 def check_field(plan: Plan, y: Tensor) -> None:
@@ -76,12 +74,12 @@ def _refusal(plan: Plan, y: Tensor) -> str:
         return "the field writes into the state that it is given: form new tensors instead"
     if not torch.equal(random, torch.get_rng_state()):
         torch.set_rng_state(random)
-        return "the field draws random numbers (dropout?), which generated code would draw differently"
+        return "the field draws random numbers (dropout?), others than generated code would draw"
     return ""
 
 
 @contextmanager
-def undone(plan: Plan, recorder: Recorder) -> Iterator[None]:
+def undone(plan: Plan, recorder: Recorder) -> Generator[None]:
     """Books and counts as they were before, where a compiled solve gives up."""
     meter, times = plan.equation.meter, recorder.times
     assert meter is not None
@@ -123,9 +121,7 @@ class Forward:
         plan, f = self.plan, self.plan.equation.equation.field
         t = np.atleast_1d(np.array(plan.span.t0))
         accepted = np.zeros(len(t), dtype=np.int64)
-        for chunk in chunks(
-            plan, f, plan.equation.args, y, dt, self.keep or self.recorder.wants, bounded
-        ):
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, self.keep or self.recorder.wants, bounded):
             if chunk.records is not None and chunk.used:
                 t, accepted = self._read(chunk, t, accepted)
             self.attempts += chunk.used
@@ -146,9 +142,7 @@ class Forward:
         automatic = dt is None and plan.scale is not None
         meter.evaluations += self.attempts * plan.solver.stages + held + automatic * (2 - held)
 
-    def _read(
-        self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records, used, recorder = chunk.records, chunk.used, self.recorder
         assert records is not None
         ok = records.dt[:used].numpy() != 0
@@ -181,9 +175,7 @@ class Forward:
         assert chunk.records is not None
         return torch.cat([chunk.records.y[1 : chunk.used], chunk.carry.y[None]])
 
-    def _after_steps(
-        self, chunk: Chunk, accepted: np.ndarray, end: np.ndarray, ok: np.ndarray
-    ) -> None:
+    def _after_steps(self, chunk: Chunk, accepted: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
         every = self.recorder.every
         count = accepted + np.cumsum(ok, axis=0)
         slot, row = np.nonzero(ok & (count % every == 0))
@@ -191,9 +183,7 @@ class Forward:
         self.values.append(self._ends(chunk)[torch.from_numpy(slot), torch.from_numpy(row)])
         self.pairs.append((slot, row, np.ones(len(slot)), True))
 
-    def _at_times(
-        self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray
-    ) -> None:
+    def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
         slot, row, index, wanted = _due(times, end)
         if not len(slot):
             self.pairs.append((slot, row, wanted, False))
@@ -218,17 +208,13 @@ class Forward:
         self.recorder.t.append(t)
 
 
-def _due(
-    times: SaveTimes, end: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _due(times: SaveTimes, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Requests that lie in a chunk: slot, row, index of the request and its time."""
     before = times.next.copy()
     times.reach(end[-1])
     counts = times.next - before
     row = np.repeat(np.arange(len(counts)), counts)
-    index = np.concatenate(
-        [np.arange(a, b) for a, b in zip(before, times.next, strict=True)] or [np.zeros(0, int)]
-    )
+    index = np.concatenate([np.arange(a, b) for a, b in zip(before, times.next, strict=True)] or [np.zeros(0, int)])
     index = index.astype(np.int64)
     wanted = times.times[index, row if times.times.shape[1] > 1 else 0]
     place = (end * times.sign).T
@@ -247,9 +233,7 @@ def _on_host(carry: Carry, plan: Plan) -> Carry:
     return carry._replace(**{k: v[0] if joint else v for k, v in host.items()})
 
 
-def run_compiled(
-    plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False
-) -> Outcome:
+def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False) -> Outcome:
     """A compiled solve without a gradient.
 
     Raises:

@@ -30,9 +30,7 @@ from dxdt.solve.reverse_chunk import Holder, Taken
 __all__ = ["run_differentiable"]
 
 
-def run_differentiable(
-    plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder
-) -> Outcome:
+def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
     """A compiled solve whose outcome is differentiable in the state, args and parameters.
 
     Raises:
@@ -67,9 +65,7 @@ def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
         raise CannotCompile(str(error)) from error
 
 
-def _hold(
-    f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]
-) -> tuple[Holder, tuple[str, ...]]:
+def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
     """The field with its modules, and the names of the parameters there, in their order.
 
     Raises:
@@ -81,8 +77,7 @@ def _hold(
         names.setdefault(id(p), name)
     if any(id(p) not in names for p in params):
         raise CannotCompile(
-            "a tensor in params= belongs to no module of the field, so it cannot be an input "
-            "of the program"
+            "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
         )
     return holder, tuple(names[id(p)] for p in params)
 
@@ -128,9 +123,7 @@ class _Task:
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
             last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
-            gy, *rest = program.pull(
-                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals
-            )
+            gy, *rest = program.pull(self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals)
             totals = tuple(rest)
         return [
             gy,
@@ -180,9 +173,7 @@ class _Entry:
             None if held is None else torch.zeros_like(held[:count]),
         )
 
-    def answer(
-        self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor
-    ) -> None:
+    def answer(self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor) -> None:
         """Saved values: at the end of a step, or inside it."""
         whole = np.ones(len(slot), dtype=bool) if ends else theta == 1
         at = lambda mask: (torch.from_numpy(slot[mask]), torch.from_numpy(row[mask]))  # noqa: E731
@@ -251,5 +242,5 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *given: Tensor | None) -> Any:
+    def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (None, *ctx.task.pull(given))

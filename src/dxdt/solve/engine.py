@@ -140,9 +140,9 @@ class Program:
             span,
             scale,
             shape.dense,
-            x.limit,
+            x.limit,  # pyright: ignore[reportArgumentType]
             check=scale is None,
-        )  # pyright: ignore[reportArgumentType]
+        )
 
     def _first(
         self,
@@ -166,9 +166,7 @@ class Program:
         records: Records | None,
     ) -> Any:
         size = self.shape.controller.state_size
-        return self._loop(
-            self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records
-        )
+        return self._loop(self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records)
 
     def _loop(self, plan: Plan, carry: Carry, records: Records | None) -> Any:
         sizes = len(carry.solver), len(carry.control)
@@ -251,9 +249,8 @@ def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
 
 def _compile(f: Callable[..., Any]) -> Callable[..., Any]:
     # A cache of its own for each program: the limit of recompilations counts per program.
-    return torch.compile(
-        f, fullgraph=True, dynamic=False, backend=backend, isolate_recompiles=True
-    )
+    options: dict[str, Any] = {"backend": backend, "isolate_recompiles": True}
+    return torch.compile(f, fullgraph=True, dynamic=False, **options)
 
 
 @lru_cache(maxsize=256)
@@ -268,9 +265,7 @@ def identity(f: Any, depth: int = 4) -> Any:
     """
     if isinstance(f, nn.Module):
         parts = tuple((type(m), m.training) for m in f.modules())
-        tensors = tuple(
-            (tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers())
-        )
+        tensors = tuple((tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers()))
         return parts, tensors
     owner = getattr(f, "__self__", None)
     code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
@@ -299,9 +294,7 @@ def _static(controller: Controller) -> tuple[Controller, Any]:
 _GRID = Grid([0.0, 1.0])
 
 
-def prepare(
-    plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool
-) -> tuple[Program, Any, Any]:
+def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
     """The program of a solve, the first step and the table of its grid.
 
     Raises:
@@ -381,8 +374,8 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
 
 
 def _records(slots: int, degree: int, y: Tensor) -> Records:
-    clocks = [
-        torch.zeros(slots, y.shape[0], dtype=torch.float64, device=y.device) for _ in range(3)
-    ]
+    # Three tensors, not views of one: programs write into them.
+    shape = slots, y.shape[0]
+    t, dt, end = (torch.zeros(shape, dtype=torch.float64, device=y.device) for _ in range(3))
     coefficients = y.new_empty(slots, degree, *y.shape) if degree else None
-    return Records(*clocks, y.new_empty(slots, *y.shape), coefficients)
+    return Records(t, dt, end, y.new_empty(slots, *y.shape), coefficients)

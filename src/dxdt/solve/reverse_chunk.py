@@ -73,11 +73,7 @@ def reverse(
     ``last`` is the place of the last step in ``taken``.
     """
     leaves, spec = flatten(args)
-    places = [
-        i
-        for i, x in enumerate(leaves)
-        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
-    ]
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
 
     def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
         now = list(leaves)
@@ -113,15 +109,11 @@ def reverse(
     return loop(keeps, body, (last.clone(), gy.clone(), *(x.clone() for x in totals)))[1:]
 
 
-def _pulled(
-    f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]
-) -> Sequence[Tensor]:
+def _pulled(f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]) -> Sequence[Tensor]:
     return torch.func.vjp(f, *at)[1](cots)
 
 
-def _pulled_eagerly(
-    f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]
-) -> Sequence[Tensor]:
+def _pulled_eagerly(f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]) -> Sequence[Tensor]:
     """The same by autograd, which admits fields that ``torch.func`` does not."""
     leaves = [x.detach().requires_grad_() for x in at]
     with torch.enable_grad():
@@ -136,9 +128,7 @@ def _pulled_eagerly(
     )
 
 
-def _looped_eagerly(
-    keeps: Callable[..., Tensor], body: Callable[..., Any], carry: tuple[Tensor, ...]
-) -> Any:
+def _looped_eagerly(keeps: Callable[..., Tensor], body: Callable[..., Any], carry: tuple[Tensor, ...]) -> Any:
     while bool(keeps(*carry)):
         carry = body(*carry)
     return carry
