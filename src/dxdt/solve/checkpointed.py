@@ -36,8 +36,9 @@ class Checkpointed(Gradient):
 
     Exact for the discretisation. Without ``slots`` memory is one state per accepted step and the
     graph of one step; with it, at most ``slots`` states whatever the number of steps, which need
-    not be known beforehand, at the price of taking steps again: each at most once while there are
-    fewer than (slots + 1)(slots + 2)/2, logarithmically often beyond.
+    not be known beforehand (and on the way back as many that are formed again), at the price of
+    taking steps again: each at most once while there are fewer than (slots + 1)(slots + 2)/2,
+    logarithmically often beyond.
 
     The field must be a function of (t, y), args, the parameters of the equation's modules and
     ``params``; any other tensor that requires a gradient is an error.
