@@ -340,14 +340,14 @@ class _Sweep:
         solver = rule.solver or plan.solver
         integrates = bool(adjoint.shared) and not adjoint.full
         back = Plan(
-            adjoint,
+            adjoint,  # pyright: ignore[reportArgumentType]
             solver,
             controller,
             span,
             adjoint.scale(controller),
             integrates,
             rule.max_steps,
-        )  # pyright: ignore[reportArgumentType]
+        )
         dt = self.task.dt if isinstance(controller, Constant) else self.dt
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
