@@ -294,22 +294,34 @@ class _Track:
         return (up & (event.direction >= 0)) | (down & (event.direction <= 0))
 
     def _root(self, event: Event, low: np.ndarray, high: np.ndarray, side: np.ndarray) -> np.ndarray:
-        """Bracketed root by the Illinois rule, bisection where it stalls; right of the root by rounding."""
-        a, b = low.copy(), high.copy()
-        fa, fb = self.value(event, a), self.value(event, b)
-        fa = np.where(fa == 0, side * 1e-300, fa)
-        for count in range(_ROUNDS):
-            wide = (b - a) > 4e-16 * (1 + b)
-            if not (wide & (fb != 0)).any():
+        """Bracketed root, right of it by rounding: inverse quadratic interpolation where it is safe, else bisection.
+
+        T. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function
+        without using derivatives", Adv. Eng. Softw. 28 (1997).
+        """
+        tol = float(np.finfo(np.float64 if self.y.dtype == torch.float64 else np.float32).eps)
+        # The newest point, the other end of the bracket, and the point that was given up last.
+        x1, x2, x3 = high.copy(), low.copy(), low.copy()
+        f1, f2 = self.value(event, x1), self.value(event, x2)
+        f2 = np.where(f2 == 0, side * 1e-300, f2)
+        f3, share = f2, np.full(len(x1), 0.5)
+        for _ in range(_ROUNDS):
+            best = np.where(np.abs(f1) < np.abs(f2), x1, x2)
+            least = (tol * np.abs(best) + 0.5 * tol) / np.maximum(np.abs(x2 - x1), 1e-300)
+            open_ = (least <= 0.5) & (f1 != 0)
+            if not open_.any():
                 break
+            x = x1 + np.clip(share, least, 1 - least) * (x2 - x1)
+            f = self.value(event, np.where(open_, x, x1))
+            same = np.sign(f) == np.sign(f1)
+            given_up = np.where(same, x1, x2), np.where(same, f1, f2)
+            kept = np.where(same, x2, x1), np.where(same, f2, f1)
+            x3, f3 = (np.where(open_, new, old) for new, old in zip(given_up, (x3, f3), strict=True))
+            x2, f2 = (np.where(open_, new, old) for new, old in zip(kept, (x2, f2), strict=True))
+            x1, f1 = np.where(open_, x, x1), np.where(open_, f, f1)
             with np.errstate(all="ignore"):
-                c = b - fb * (b - a) / (fb - fa)
-            middle = 0.5 * (a + b)
-            c = np.where(np.isfinite(c) & (c > a) & (c < b) & (count % 3 != 2), c, middle)
-            fc = self.value(event, c)
-            left = np.sign(fc) == side
-            fb = np.where(left, np.where(wide, fb * 0.5, fb), fc)
-            fa = np.where(left, fc, fa * 0.5)
-            a, b = np.where(left, c, a), np.where(left, b, c)
-            fb = np.where(np.sign(fb) == side, 0.0, fb)
-        return b
+                xi, phi = (x1 - x2) / (x3 - x2), (f1 - f2) / (f3 - f2)
+                share = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
+                share = np.where((phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi), share, 0.5)
+        # A value that is exactly zero lies on the far side of the crossing.
+        return np.where(f1 == 0, x1, np.maximum(x1, x2))
