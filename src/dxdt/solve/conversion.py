@@ -71,7 +71,9 @@ class Converted:
         def g(y: Tree) -> Tree:
             return self.equation.diffusion(t, y, *args)
 
-        columns = noise.columns(g(y))
+        # Forward differentiation writes to what it is given, which must not share its memory.
+        y = tree_map(Tensor.contiguous, y)
+        columns = [tree_map(Tensor.contiguous, v) for v in noise.columns(g(y))]
         turn = noise.along([torch.func.jvp(g, (y,), (v,))[1] for v in columns])
         half = -0.5 if isinstance(self.equation.calculus, Ito) else 0.5
         return tree_map(lambda f, c: f + half * c, drift, turn)

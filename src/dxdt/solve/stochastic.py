@@ -104,8 +104,8 @@ class Milstein(Stochastic):
     Differential Equations", 11.1 (1992).
 
     Args:
-        derivative_free: take (D g) v as g(y + v) - g(y) with v of the size of sqrt(dt) g: for
-            fields that forward differentiation does not go through.
+        derivative_free: differences of g over displacements of the size of sqrt(dt) g instead of
+            derivatives: cheaper, and for fields that forward differentiation does not go through.
     """
 
     derivative_free: bool = False
@@ -123,28 +123,45 @@ class Milstein(Stochastic):
         if noise.additive:
             return Step(new, None, (), ())
         ito = isinstance(eq.equation.calculus, Ito)
-        if noise.elementwise:
-            slope, unit = self._push(eq, time, y, g, g, dt)
+        if noise.elementwise and (ito or not self.derivative_free):
+            slope, unit = self._slope(eq, time, y, g, dt)
             area = w * w
             area = area - h if ito else area
             return Step(eq.kicked(new, slope, 0.5 / unit * area), None, (), ())
-        slope, unit = self._push(eq, time, y, g, eq.spread(g, w), None)
-        new = eq.kicked(new, slope, 0.5 * w)
-        if ito:
-            each = [self._push(eq, time, y, g, v, dt) for v in noise.columns(g)]
-            (scale,) = factors(-0.5 * _ONE, dt, y)
-            new = scaled_sum(new, scale / each[0][1], noise.along([slope for slope, _ in each]))
-        return Step(new, None, (), ())
+        kick = eq.spread(g, w)
+        if self.derivative_free:
+            turn = eq.diffusion(time, y + kick) - g
+        else:
+            turn = self._push(eq, time, y, kick)
+        new = eq.kicked(new, turn, 0.5 * w)
+        return Step(self._less_mean(eq, time, dt, new, y, g) if ito else new, None, (), ())
 
-    def _push(
-        self, eq: Rows, time: Tensor, y: Tensor, g: Tensor, v: Tensor, dt: Ticks | None
-    ) -> tuple[Tensor, Any]:
-        """(D g) v times a factor, and the factor: sqrt(dt) for differences along g, else one."""
+    def _slope(self, eq: Rows, time: Tensor, y: Tensor, g: Tensor, dt: Ticks) -> tuple[Tensor, Any]:
+        """(D g) g times a factor, and the factor: sqrt(dt) for a difference, else one."""
         if not self.derivative_free:
-            return jvp(lambda x: eq.diffusion(time, x), y, v)[1], 1.0
-        (unit,) = (1.0,) if dt is None else factors(_ONE, root(dt), y)
-        ahead = y + v if dt is None else scaled_sum(y, unit, v)
-        return eq.diffusion(time, ahead) - g, unit
+            return self._push(eq, time, y, g), 1.0
+        (unit,) = factors(_ONE, root(dt), y)
+        return eq.diffusion(time, scaled_sum(y, unit, g)) - g, unit
+
+    def _less_mean(self, eq: Rows, time: Tensor, dt: Ticks, new: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        """``new`` less dt / 2 sum_j (D g_j) g_j; differences are central, to leave no bias."""
+        noise = eq.equation.noise
+        columns = noise.columns(g)
+        if not self.derivative_free:
+            (scale,) = factors(-0.5 * _ONE, dt, y)
+            return scaled_sum(new, scale, noise.along([self._push(eq, time, y, v) for v in columns]))
+        (unit,) = factors(_ONE, root(dt), y)
+        (scale,) = factors(-0.25 * _ONE, dt / root(dt), y)
+        ahead = [eq.diffusion(time, scaled_sum(y, unit, v)) for v in columns]
+        behind = [eq.diffusion(time, scaled_sum(y, -unit, v)) for v in columns]
+        turns = [a - b for a, b in zip(ahead, behind, strict=True)]
+        return scaled_sum(new, scale, noise.along(turns))
+
+    def _push(self, eq: Rows, time: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """(D g) v."""
+        # Forward differentiation writes to what it is given, which must not share its memory.
+        y, v = y.contiguous(), v.contiguous()
+        return jvp(lambda x: eq.diffusion(time, x), y, v)[1]
 
 
 class _Pair(Stochastic):
@@ -158,9 +175,7 @@ class _Pair(Stochastic):
 
     error_order: ClassVar[float | None] = 1
     stages: ClassVar[int] = 2
-    noisy: ClassVar[Noisy | None] = Noisy(
-        (Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5)
-    )
+    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, later = moments(t, dt, self.nodes, not eq.layout.per_sample, y)
