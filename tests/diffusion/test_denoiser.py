@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from processes import PROCESSES, MeanReverting
 from torch import Tensor
 
 from dxdt.diffusion import (
@@ -26,6 +25,7 @@ from dxdt.diffusion import (
     gaussian_oracle,
     low_discrepancy,
 )
+from processes import PROCESSES, MeanReverting
 
 ANSWERS = {
     Noise(): lambda p: p.noise,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from processes import PROCESSES, MeanReverting
 
 from dxdt.diffusion import VE, VP, Linear, Process, RectifiedFlow, SubVP
 from dxdt.diffusion.process import along
+from processes import PROCESSES, MeanReverting
 
 T = torch.linspace(1e-3, 0.99, 41, dtype=torch.float64)
 X = torch.zeros(41, 1, dtype=torch.float64)

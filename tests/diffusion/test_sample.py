@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from processes import PROCESSES, MeanReverting
 from torch import Tensor
 
 from dxdt.diffusion import (
@@ -26,6 +25,7 @@ from dxdt.diffusion import (
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
 from dxdt.solve import RK4
+from processes import PROCESSES, MeanReverting
 
 M = torch.tensor([0.5, -1.0, 0.0]).double()
 S = torch.tensor([0.3, 0.8, 1.2]).double()

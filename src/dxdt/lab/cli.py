@@ -58,6 +58,7 @@ def main(args: list[str] | None = None) -> None:
             args=args,
             prog="dxdt",
             description="Learning with differential equations.",
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         Console(stderr=True).print(f"dxdt: {error}", style="red", highlight=False)

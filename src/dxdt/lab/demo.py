@@ -11,7 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,11 @@ from dxdt.diffusion import (
     prior_noise,
     sample,
 )
-from dxdt.lab import plots
+from dxdt.lab import pages, plots
 from dxdt.lab.data import Images, Trajectory, data_folder, digits, measured_pendulum
-from dxdt.lab.metrics import Classifier, Recognition, novelty
-from dxdt.lab.report import Picture, Section, Table, write_report
+from dxdt.lab.metrics import Classifier, controls, novelty
+from dxdt.lab.pages import Course
+from dxdt.lab.report import Section, write_report
 from dxdt.lab.run import Run
 from dxdt.lab.train import Training, train
 from dxdt.lab.trajectory import Shooting, TrajectoryModel, shooting_loss, simulated_pendulum
@@ -41,6 +42,12 @@ from dxdt.ops.autodiff import Hutchinson
 from dxdt.solve import Save
 
 SIZE = (1, 8, 8)
+TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 1e-3)
+SERIES = {
+    "score": "score model",
+    "pendulum": "simulated pendulum",
+    "measured": "measured pendulum",
+}
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,14 @@ def run_demo(settings: Demo, folder: Path, *, fresh: bool = False, quiet: bool =
     if outside is not None:
         real = measured_pendulum(outside)
         sections.append(_trajectory(real, "measured", settings, run, quiet=quiet))
-    sections.append(_training(run))
+    losses = {title: run.read(name) for name, title in SERIES.items()}
+    sections.append(pages.training(run.folder, losses))
+    overview = [folder / "samples.png", folder / "pendulum.png"]
+    plots.stack(folder / "overview.png", overview)
     minutes = (time.monotonic() - begin) / 60
     run.log("demo", minutes=minutes)
     report = folder / "report.html"
-    write_report(report, "Learning with differential equations", _SUMMARY, sections,
+    write_report(report, "Learning with differential equations", pages.SUMMARY, sections,
                  f"Seed {settings.seed}; torch {torch.__version__}; {minutes:.1f} minutes. "
                  "Settings are in config.json, numbers in metrics.jsonl, weights in checkpoints/."
                  )  # fmt: skip
@@ -171,11 +181,11 @@ def _draw(denoiser: Denoiser, settings: Demo, *, tau: float, quiet: bool) -> Ten
 
 
 @torch.no_grad()
-def _images(
-    data: Images, denoiser: Denoiser, settings: Demo, run: Run, *, quiet: bool
-) -> list[Section]:
-    flow = _draw(denoiser, settings, tau=0.0, quiet=quiet)
-    noisy = _draw(denoiser, settings, tau=1.0, quiet=quiet)
+def _images(data: Images, denoiser: Denoiser, settings: Demo, run: Run, *, quiet: bool) -> list[Section]:
+    samples = {
+        "flow ODE": data.levels.quantise(_draw(denoiser, settings, tau=0.0, quiet=quiet)),
+        "reverse SDE": data.levels.quantise(_draw(denoiser, settings, tau=1.0, quiet=quiet)),
+    }
     bits = bits_per_dim(
         denoiser,
         data.held_out[: settings.measured],
@@ -188,62 +198,24 @@ def _images(
     run.log("bits_per_dim", mean=bits.mean, standard_error=bits.standard_error,
             images=len(bits.each), evaluations=bits.evaluations)  # fmt: skip
     classifier = Classifier(data)
-    levels = {
-        "flow ODE": data.levels.quantise(flow),
-        "reverse SDE": data.levels.quantise(noisy),
-    }
-    read = {"real, held out": classifier.read(data.held_out)}
-    read |= {name: classifier.read(images) for name, images in levels.items()}
+    shown = {"real, held out": data.held_out} | samples | controls(data.held_out)
+    read = {name: classifier.read(images) for name, images in shown.items()}
     for name, seen in read.items():
-        run.log("recognition", set=name, confidence=seen.confidence, sure=seen.sure,
-                histogram=seen.histogram)  # fmt: skip
+        run.log("recognition", set=name, confidence=seen.confidence, histogram=seen.histogram)
     run.log("classifier", accuracy=classifier.accuracy)
-    samples = Section(
-        "Digits that nobody wrote",
-        [
-            "A small U-Net was shown handwritten digits (8 by 8 pixels, 17 grey levels) with "
-            "Gaussian noise added, at every strength from none to all, and learned to tell the "
-            "noise from the digit. That answer is the score of the noisy images, and the score "
-            "turns noise into digits by a differential equation that runs backwards in time.",
-            "The same equation is solved in two ways: as an ordinary one (the probability flow, "
-            "by Tsit5 with adaptive steps) and as a stochastic one (by Euler-Maruyama with "
-            f"{settings.sde_steps} steps). Both end in the same law of images.",
-        ],
-        pictures=[
-            _compare(data, flow, noisy, run),
-            _course(denoiser, settings, run),
-        ],
-    )
+    found = {name: novelty(x, data.train, data.held_out) for name, x in samples.items()}
+    for name, it in found.items():
+        run.log("novelty", set=name, ratio=it.ratio, copies=it.copies)
     return [
-        samples,
-        _quality(data, read, classifier.accuracy, f"{bits}", len(bits.each), run),
-        _new(data, levels, run),
+        pages.samples(run.folder, data, samples, _course(denoiser, settings), settings.sde_steps),
+        pages.quality(run.folder, read, classifier.accuracy, bits, levels=data.levels.count),
+        pages.new(run.folder, data, samples["flow ODE"], found),
     ]
 
 
-def _compare(data: Images, flow: Tensor, noisy: Tensor, run: Run) -> Picture:
-    path = run.folder / "samples.png"
-    real = data.held_out[:100] / (data.levels.count - 1)
-    plots.side_by_side(
-        path,
-        {
-            "real digits, never trained on": real,
-            "samples: probability flow, Tsit5": plots.to_unit(flow[:100]),
-            "samples: reverse SDE, Euler-Maruyama": plots.to_unit(noisy[:100]),
-        },
-    )
-    caption = (
-        "Left: real digits. Middle and right: samples, not selected; each began as pure noise."
-    )
-    return Picture(path, caption)
-
-
-@torch.no_grad()
-def _course(denoiser: Denoiser, settings: Demo, run: Run) -> Picture:
-    path = run.folder / "course.png"
-    times = [1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 1e-3]
+def _course(denoiser: Denoiser, settings: Demo) -> Course:
     rows: dict[str, list[Tensor]] = {}
-    x1 = prior_noise((3, *SIZE), settings.seed)
+    x1 = prior_noise((2, *SIZE), settings.seed)
     for name, tau in (("flow ODE", 0.0), ("reverse SDE", 1.0)):
         found = integrate(
             denoiser,
@@ -251,75 +223,11 @@ def _course(denoiser: Denoiser, settings: Demo, run: Run) -> Picture:
             steps=settings.sde_steps if tau else None,
             tau=tau,
             seed=settings.seed,
-            save=Save(times=torch.tensor(times, dtype=torch.float64)),
+            save=Save(times=torch.tensor(TIMES, dtype=torch.float64)),
         )
         for k in range(len(x1)):
-            label = name if k == 1 else " " * (k + 1 + (4 if tau else 0))
-            rows[label] = [plots.to_unit(y) for y in found.ys[:, k]]
-    plots.course(path, rows, times)
-    caption = (
-        "Three samples on their way from noise (t = 1) to digits (t = 0), by either equation, "
-        "from the same noise. The flow is smooth; the SDE keeps adding fresh noise and forgets "
-        "where it began."
-    )
-    return Picture(path, caption)
-
-
-def _quality(
-    data: Images, read: dict[str, Recognition], accuracy: float, bits: str, images: int, run: Run
-) -> Section:
-    path = run.folder / "classes.png"
-    plots.histogram(path, {name: seen.histogram for name, seen in read.items()})
-    rows = [
-        [name, f"{seen.confidence:.3f}", f"{100 * seen.sure:.0f} %"] for name, seen in read.items()
-    ]
-    return Section(
-        "How good are they?",
-        [
-            f"The probability flow gives the exact likelihood of images it has never seen: {bits} "
-            f"(mean and standard error over {images} held-out digits, with uniform "
-            "dequantisation). A model that knows nothing but the 17 grey levels needs 4.087.",
-            f"A classifier trained on the real digits alone ({100 * accuracy:.1f} % right on "
-            "held-out ones) reads the samples. If it is about as sure of them as it is of real "
-            "digits, and sees all ten classes in like shares, the samples are digits and no kind "
-            "is missing.",
-        ],
-        Table(["images", "mean confidence", "above 0.9"], rows),
-        [Picture(path, "Share of each digit, as the classifier reads them.")],
-    )
-
-
-def _new(data: Images, levels: dict[str, Tensor], run: Run) -> Section:
-    found = {name: novelty(x, data.train, data.held_out) for name, x in levels.items()}
-    for name, it in found.items():
-        run.log("novelty", set=name, ratio=it.ratio, copies=it.copies)
-    first = next(iter(found.values()))
-    images = next(iter(levels.values()))
-    top = data.levels.count - 1
-    strip, spread = run.folder / "nearest.png", run.folder / "distances.png"
-    plots.nearest(strip, images[:14] / top, data.train[first.nearest[:14]] / top)
-    plots.distances(
-        spread,
-        {"held-out digits": first.held_out} | {name: it.samples for name, it in found.items()},
-    )
-    rows = [[name, f"{it.ratio:.2f}", f"{100 * it.copies:.1f} %"] for name, it in found.items()]
-    return Section(
-        "Are they new?",
-        [
-            "A model that only repeated its training images would look perfect. So every sample "
-            "is compared with all of them, and so is every held-out digit, which is new by "
-            "construction. A ratio of typical distances near or above 1 means that samples are as "
-            "new as fresh handwriting; copies would sit near 0.",
-        ],
-        Table(
-            ["samples", "distance, relative to held-out digits", "nearer than any held-out digit"],
-            rows,
-        ),
-        [
-            Picture(strip, "Samples of the flow, and the training image nearest to each."),
-            Picture(spread, "Distances to the nearest training image, for all of them."),
-        ],
-    )
+            rows[f"{name} {k + 1}"] = [plots.to_unit(y) for y in found.ys[:, k]]
+    return Course(rows, TIMES)
 
 
 @contextmanager
@@ -346,47 +254,7 @@ def _trajectory(data: Trajectory, name: str, settings: Demo, run: Run, *, quiet:
         ts = torch.linspace(float(data.ts[0]), float(data.ts[-1]), 800, dtype=torch.float64)
         with torch.no_grad():
             course, at = model.forecast(data, ts), model.forecast(data, data.ts)
-    path = run.folder / f"{name}.png"
-    plots.trajectory(path, data, ts, course)
     missed = (at - data.ys).square().mean(1)
     seen, unseen = (m.mean().sqrt().item() for m in missed.tensor_split([data.trained]))
     run.log("trajectory", set=name, seen=seen, unseen=unseen)
-    rows = [["seen", f"{seen:.3f}"], ["never seen", f"{unseen:.3f}"]]
-    text = _MEASURED if data.truth is None else _SIMULATED
-    return Section(
-        "A measured pendulum" if data.truth is None else "A neural ODE that goes on by itself",
-        text,
-        Table(["readings", "root mean square error"], rows),
-        [Picture(path, "White: the readings the model was fitted to. Shaded: its forecast.")],
-    )
-
-
-def _training(run: Run) -> Section:
-    path = run.folder / "training.png"
-    names = {"score": "score model", "pendulum": "simulated pendulum",
-             "measured": "measured pendulum"}  # fmt: skip
-    series: dict[str, Any] = {title: run.read(name) for name, title in names.items()}
-    plots.losses(path, {title: rows for title, rows in series.items() if rows})
-    return Section(
-        "How the training went",
-        ["Pale: the loss of single steps. Strong: its running mean."],
-        pictures=[Picture(path, "Training losses.")],
-    )
-
-
-_SUMMARY = [
-    "Everything on this page was learned from scratch in a few minutes on a processor, by solving "
-    "differential equations: a generative model of real handwritten digits, and models of moving "
-    "pendulums. One function, dxdt.solve, does all the solving.",
-]
-_SIMULATED = [
-    "A pendulum with friction is read at random times, with noise. A neural network is to find "
-    "the law of motion: its value is the time derivative of (angle, angular velocity), and what "
-    "is compared with the readings are solutions of that equation. Since it has learned the "
-    "law and not the curve, it can go on after the last reading it saw.",
-]
-_MEASURED = [
-    "The same on a real pendulum, filmed by Schmidt and Lipson (2009): readings at irregular "
-    "times, with the errors of a real measurement. The whole blue curve is one solution from one "
-    "initial state, so small errors of the law add up to a slow drift of the phase.",
-]
+    return pages.trajectory(run.folder / f"{name}.png", data, ts, course, seen, unseen)

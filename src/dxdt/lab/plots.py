@@ -12,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from dxdt.lab.data import Trajectory
@@ -60,7 +61,7 @@ def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
 def side_by_side(path: Path, sets: Mapping[str, Tensor], *, columns: int = 10) -> None:
     """Write sets of images (n, 1, h, w) in [0, 1] next to each other, each under its name."""
     with mpl.rc_context(_STYLE):
-        figure = _figure(3.5 * len(sets), 3.9)
+        figure = _figure(3.5 * len(sets), 3.75)
         axes = figure.subplots(1, len(sets), squeeze=False)[0]
         for axis, (title, images) in zip(axes, sets.items(), strict=True):
             _show(axis, tile(images, columns), title)
@@ -71,7 +72,7 @@ def course(path: Path, rows: Mapping[str, Sequence[Tensor]], times: Sequence[flo
     """Write how samples change: one row per name, one column per time, images (1, h, w)."""
     with mpl.rc_context(_STYLE):
         columns = len(times)
-        figure = _figure(0.95 * columns + 1.1, 0.95 * len(rows) + 0.4)
+        figure = _figure(0.8 * columns + 1.2, 0.8 * len(rows) + 0.4)
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for line, (name, images) in zip(axes, rows.items(), strict=True):
             for axis, image in zip(line, images, strict=True):
@@ -92,9 +93,7 @@ def nearest(path: Path, samples: Tensor, neighbours: Tensor) -> None:
     with mpl.rc_context(_STYLE):
         figure = _figure(0.62 * n + 1.4, 1.75)
         axes = figure.subplots(2, 1)
-        for axis, images, name in zip(
-            axes, (samples, neighbours), ("samples", "nearest\nreal image"), strict=True
-        ):
+        for axis, images, name in zip(axes, (samples, neighbours), ("samples", "nearest\nreal image"), strict=True):
             axis.imshow(tile(images, n), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
@@ -129,9 +128,7 @@ def distances(path: Path, sets: Mapping[str, Tensor]) -> None:
         bins = np.linspace(0, 1.02 * top, 36).tolist()
         for k, (name, values) in enumerate(sets.items()):
             color = (GREY, BLUE, ORANGE)[k % 3]
-            style: dict[str, Any] = (
-                {"alpha": 0.45} if k == 0 else {"histtype": "step", "linewidth": 1.8}
-            )
+            style: dict[str, Any] = {"alpha": 0.45} if k == 0 else {"histtype": "step", "linewidth": 1.8}
             axis.hist(values.numpy(), bins, density=True, color=color, label=name, **style)
         axis.set_xlabel("distance to the nearest training image")
         axis.set_ylabel("density")
@@ -148,9 +145,10 @@ def losses(path: Path, series: Mapping[str, Sequence[dict[str, float]]]) -> None
             steps = np.array([row["step"] for row in rows])
             values = np.array([row["loss"] for row in rows])
             axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-            kernel = np.ones(min(15, len(values)))
+            kernel = np.ones(min(9, len(values)))
             weight = np.convolve(np.ones_like(values), kernel, "same")
-            axis.plot(steps, np.convolve(values, kernel, "same") / weight, color=BLUE)
+            mean = np.exp(np.convolve(np.log(values), kernel, "same") / weight)
+            axis.plot(steps, mean, color=BLUE)
             axis.set_yscale("log")
             axis.set_title(name, fontsize=11, color=INK)
             axis.set_xlabel("step")
@@ -179,10 +177,21 @@ def trajectory(path: Path, data: Trajectory, ts: Tensor, ys: Tensor) -> None:
             axis.set_ylabel(data.names[k])
             axis.margins(x=0.01)
         axes[-1].set_xlabel("time")
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9
-        )
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
         _write(figure, path)
+
+
+def stack(path: Path, parts: Sequence[Path]) -> None:
+    """Write pictures below each other, scaled to one width."""
+    images = [Image.open(part).convert("RGB") for part in parts]
+    width = max(image.width for image in images)
+    scaled = [i.resize((width, i.height * width // i.width)) for i in images]
+    whole = Image.new("RGB", (width, sum(i.height for i in scaled)), "white")
+    top = 0
+    for image in scaled:
+        whole.paste(image, (0, top))
+        top += image.height
+    whole.save(path)
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -54,9 +54,7 @@ class TrajectoryModel(nn.Module):
         self.register_buffer("centre", seen.mean(0))
         self.register_buffer("scale", seen.std(0))
         n = seen.shape[1]
-        self.field = MLPField(
-            n, width=settings.width, depth=settings.depth, autonomous=True, output_scale=0.1
-        )
+        self.field = MLPField(n, width=settings.width, depth=settings.depth, autonomous=True, output_scale=0.1)
         self.states = nn.Parameter((seen - self.centre) / self.scale)
 
     def forecast(self, data: Trajectory, ts: Tensor) -> Tensor:
@@ -68,9 +66,7 @@ class TrajectoryModel(nn.Module):
         return course * self.scale + self.centre
 
 
-def shooting_loss(
-    model: TrajectoryModel, data: Trajectory, settings: Shooting, generator: torch.Generator
-) -> Tensor:
+def shooting_loss(model: TrajectoryModel, data: Trajectory, settings: Shooting, generator: torch.Generator) -> Tensor:
     """Return the mean squared miss of a batch of random short solves, in scaled units."""
     last = data.trained - settings.horizon
     start = torch.randint(last, (settings.batch,), generator=generator)
@@ -78,9 +74,7 @@ def shooting_loss(
     times = data.ts[window] - data.ts[start]
     wanted = (data.ys[window] - model.centre) / model.scale
     # One Runge-Kutta step from each reading to the next: readings are close together in time.
-    found = solve(
-        ODE(model.field), model.states[start], times, solver=RK4(), per_sample=True, save=times
-    )
+    found = solve(ODE(model.field), model.states[start], times, solver=RK4(), per_sample=True, save=times)
     return (found.ys - wanted).square().mean()
 
 
