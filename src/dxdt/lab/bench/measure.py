@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dxdt.lab.bench.peers import Run
 from dxdt.lab.bench.problems import Problem
 
-__all__ = ["Counts", "Times", "count_operations", "floor_of", "time_together"]
+__all__ = ["CLOCKS", "Clock", "Counts", "Times", "count_operations", "floor_of", "time_together"]
+
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since some moment."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,12 @@ class Times:
     first: float
 
 
-def time_together(runs: Mapping[str, Run], repeats: int, least: float = 0.02) -> dict[str, Times]:
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def time_together(
+    runs: Mapping[str, Run], repeats: int, least: float = 0.02, clock: Clock = time.perf_counter
+) -> dict[str, Times]:
     """Times of several runs, their repetitions taken in turns, so that what disturbs the machine
     disturbs all of them.
 
@@ -42,11 +51,12 @@ def time_together(runs: Mapping[str, Run], repeats: int, least: float = 0.02) ->
         runs: what to time.
         repeats: repetitions.
         least: seconds that one repetition should last at least, by running more than once.
+        clock: of the wall, or of the processor where others use the machine too.
     """
     first, number = {}, {}
     for name, run in runs.items():
-        first[name] = _seconds(run, 1)
-        once = min(_seconds(run, 1) for _ in range(2))
+        first[name] = _seconds(run, 1, clock)
+        once = min(_seconds(run, 1, clock) for _ in range(2))
         number[name] = max(1, int(np.ceil(least / max(once, 1e-9))))
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(repeats):
@@ -54,7 +64,7 @@ def time_together(runs: Mapping[str, Run], repeats: int, least: float = 0.02) ->
         names = list(runs)
         shift = i % len(names)
         for name in names[shift:] + names[:shift]:
-            taken[name].append(_seconds(runs[name], number[name]))
+            taken[name].append(_seconds(runs[name], number[name], clock))
     out = {}
     for name, values in taken.items():
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
@@ -62,11 +72,11 @@ def time_together(runs: Mapping[str, Run], repeats: int, least: float = 0.02) ->
     return out
 
 
-def _seconds(run: Run, number: int) -> float:
-    begun = time.perf_counter()
+def _seconds(run: Run, number: int, clock: Clock) -> float:
+    begun = clock()
     for _ in range(number):
         run()
-    return (time.perf_counter() - begun) / number
+    return (clock() - begun) / number
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ def count_operations(run: Run) -> Counts:
 _CHAIN = 30
 
 
-def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool) -> float:
+def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool, clock: Clock = time.perf_counter) -> float:
     """Seconds of the field's evaluations alone, without any solver.
 
     Args:
@@ -121,6 +131,7 @@ def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool) -> 
         batch: samples.
         evaluations: how many.
         compiled: in one compiled chain, else one by one in eager mode.
+        clock: as in ``time_together``.
     """
     field, y0 = problem.field(), problem.start(batch)
     t = torch.zeros((), dtype=y0.dtype)
@@ -139,7 +150,7 @@ def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool) -> 
     if compiled:
         call = torch.compile(chain, fullgraph=True, options={"cpp_wrapper": True})
     with torch.no_grad():
-        times = time_together({"floor": lambda: call(y0)}, repeats=5)
+        times = time_together({"floor": lambda: call(y0)}, repeats=5, clock=clock)
     _release(field)
     return times["floor"].median / _CHAIN * evaluations
 

@@ -23,9 +23,7 @@ class _MLP(nn.Module):
         gain: float,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.activation, self.final = activation, final
         with torch.no_grad():
             for layer in self.layers:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxdt import __version__
-from dxdt.lab.bench.measure import Counts, Times, count_operations, floor_of, time_together
+from dxdt.lab.bench.measure import CLOCKS, Clock, Counts, Times, count_operations, floor_of, time_together
 from dxdt.lab.bench.peers import PEERS, Answer, Peer
 from dxdt.lab.bench.plot import plot_rows
 from dxdt.lab.bench.problems import PROBLEMS, Problem
@@ -66,6 +66,7 @@ def bench(
     peers: tuple[str, ...] = ("torchdiffeq", "torchode", "diffrax"),
     repeats: int = 7,
     threads: int = 1,
+    clock: Literal["wall", "cpu"] = "wall",
     compile: bool = False,
     backward: bool = True,
     floor: bool = True,
@@ -84,6 +85,7 @@ def bench(
         peers: libraries beside dxdt; those that are not installed are named and skipped.
         repeats: repetitions, taken in turns.
         threads: threads of each library.
+        clock: wall, or cpu where others use the machine too (then with one thread).
         compile: add dxdt with compile=True.
         backward: also time the solve with its derivatives.
         floor: also time the field's evaluations alone, eager and compiled.
@@ -100,11 +102,11 @@ def bench(
     for name in problem:
         case = PROBLEMS[name]
         for size in batch or case.batches:
-            found = _bench(case, size, chosen, repeats, backward, floor, profile, console)
+            found = _bench(case, size, chosen, repeats, CLOCKS[clock], backward, floor, profile, console)
             console.print(_table(case, size, found))
             rows += found
     if out is not None:
-        _write(out, rows, chosen, threads, repeats)
+        _write(out, rows, chosen, {"threads": threads, "repeats": repeats, "clock": clock})
         console.print(f"wrote {out}/results.json, table.txt and times.png")
     return rows
 
@@ -135,6 +137,7 @@ def _bench(
     size: int,
     peers: list[Peer],
     repeats: int,
+    clock: Clock,
     backward: bool,
     floor: bool,
     profile: bool,
@@ -156,15 +159,13 @@ def _bench(
     floors: dict[str, float] = {}
     if floor:
         count = answers[able[0].name].evaluations
-        floors = {
-            kind: floor_of(case, size, count, kind == "compiled") for kind in ("eager", "compiled")
-        }
+        floors = {kind: floor_of(case, size, count, kind == "compiled", clock) for kind in ("eager", "compiled")}
     rows: list[Row] = []
     for work in ("forward", "forward+backward") if backward else ("forward",):
         made = {p.name: (p.forward if work == "forward" else p.both)(case, size) for p in able}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            times = time_together(made, repeats)
+            times = time_together(made, repeats, clock=clock)
         base = next((p.name for p in able if p.name == "dxdt-compiled"), able[0].name)
         for peer in able:
             n, a = peer.name, answers[peer.name]
@@ -218,9 +219,7 @@ def _table(case: Problem, size: int, rows: list[Row]) -> Table:
         cells += [f"{r.error:.1e}", f"{r.ratio:.2f}{'' if r.equal else ' *'}"]
         if profiled:
             c = r.counts
-            cells += (
-                [f"{c.operations / r.steps:.1f}", f"{c.syncs / r.steps:.1f}"] if c else ["", ""]
-            )
+            cells += [f"{c.operations / r.steps:.1f}", f"{c.syncs / r.steps:.1f}"] if c else ["", ""]
             cells += [f"{c.allocated / r.steps / 1e3:.1f}"] if c else [""]
         table.add_row(*cells)
     for kind, seconds in (rows[0].floor if rows else {}).items():
@@ -246,13 +245,12 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _write(out: Path, rows: list[Row], peers: list[Peer], threads: int, repeats: int) -> None:
+def _write(out: Path, rows: list[Row], peers: list[Peer], settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": _machine(),
         "versions": {p.name: p.version for p in peers},
-        "threads": threads,
-        "repeats": repeats,
+        **settings,
         "rows": [asdict(r) for r in rows],
     }
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
