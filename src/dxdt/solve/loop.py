@@ -12,7 +12,7 @@ Rows that have ended take dt = 0 and are kept by ``choose``, never by multiplica
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,15 +48,13 @@ def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
     if c.park is not None:
         at = _parked(plan, running, at, c.park)
     fresh = c.accepted == c.since
-    attempt = Attempt(
-        at, c.t, running, fresh, last, c.accepted, NOTHING, None, c.t, c.origin, None
-    )
+    attempt = Attempt(at, c.t, running, fresh, last, c.accepted, NOTHING, None, c.t, c.origin, None)
     step = propose(plan, attempt)
     error = _measure(plan, c.y, step, dt)
     decision = plan.controller.decide(span, error, c.t, dt, c.control)
     ok = running & decision.accept
     end = clock.where(ok, clock.where(last, span.t1, c.t + dt), c.t)
-    attempt = attempt._replace(end=end, ok=ok, last=ok & last, step=step, landed=end)
+    attempt = Attempt(at, end, ok, fresh, ok & last, c.accepted, step, None, end, c.origin, None)
     park = None
     if c.park is not None:
         attempt = _protected(plan, c, attempt, error)
@@ -65,78 +63,70 @@ def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
     if plan.controller.jumps:
         attempt = _landed(plan, attempt)
     attempts, accepted = c.attempts + running, c.accepted + ok
-    status = _status(
-        plan, c, attempt.last, running & decision.failed, error, decision.dt, attempts, running
-    )
-    control = tuple(
-        clock.where(running, new, old) for new, old in zip(decision.state, c.control, strict=True)
-    )
-    carry = Carry(
-        attempt.landed,
-        decision.dt,
-        c.y,
-        c.solver,
-        control,
-        status,
-        attempts,
-        accepted,
-        park,
-        c.origin,
-        c.since,
-        c.sides,
-    )
+    status = _status(plan, c, attempt.last, running & decision.failed, error, decision.dt, attempts, running)
+    control = tuple([clock.where(running, new, old) for new, old in zip(decision.state, c.control, strict=True)])
+    clocks = Clocks(attempt.landed, decision.dt, control, status, c.since, c.sides)
     if plan.watch is not None:
-        carry, attempt = _watched(plan, c, carry, attempt)
+        clocks, attempt = _watched(plan, c, clocks, attempt, attempts, accepted)
     after = settle(plan, attempt)
-    origin = (
-        None
-        if after.origin is None or c.origin is None
-        else clock.choose(ok, after.origin, c.origin)
-    )
+    origin = None
+    if after.origin is not None and c.origin is not None:
+        origin = clock.choose(ok, after.origin, c.origin)
     y, solver = clock.choose(ok, after.y, c.y), choose_state(plan, ok, after.solver, c.solver)
-    return carry._replace(y=y, solver=solver, origin=origin), attempt, after
+    t, dt, control, status, since, sides = clocks
+    carry = Carry(t, dt, y, solver, control, status, attempts, accepted, park, origin, since, sides)
+    return carry, attempt, after
+
+
+class Clocks(NamedTuple):
+    """The clocks of a carry after an attempt."""
+
+    t: Ticks
+    dt: Ticks
+    control: tuple[Ticks, ...]
+    status: Ticks
+    since: Ticks
+    sides: tuple[np.ndarray, ...]
 
 
 def _landed(plan: Plan, attempt: Attempt) -> Attempt:
     """The clock moved across a jump of the field."""
     landed, crossed = plan.controller.land(plan.span, attempt.end)
     jumped = crossed & attempt.ok & ~attempt.last
-    return attempt._replace(
-        jumped=jumped, landed=plan.span.clock.where(jumped, landed, attempt.end)
-    )
+    return attempt._replace(jumped=jumped, landed=plan.span.clock.where(jumped, landed, attempt.end))
 
 
-def _watched(plan: Plan, c: Carry, carry: Carry, attempt: Attempt) -> tuple[Carry, Attempt]:
+def _watched(
+    plan: Plan, c: Carry, after: Clocks, attempt: Attempt, attempts: Ticks, accepted: Ticks
+) -> tuple[Clocks, Attempt]:
     """Cut a step short where an event happens in it; what is left of it is taken next."""
     assert plan.watch is not None
     ok, at, clock = attempt.ok, attempt.at, plan.span.clock
     if not ok.any():
-        return carry, attempt
+        return after, attempt
     with torch.no_grad():
         dense = plan.solver.dense(attempt.step, at.dt, at.y)
     crossing, sides = plan.watch.find(at.t, at.dt, ok, at.y, dense, c.sides)
     if crossing is None:
-        return carry._replace(sides=sides), attempt
+        return after._replace(sides=sides), attempt
     rows = crossing.rows
     end = clock.where(rows, at.t + crossing.theta * at.dt, attempt.end)
     rest = at.t + at.dt - end
     goes = rows & ~crossing.ends & (abs(rest) > 1e-12 * abs(at.dt))
-    status = clock.where(rows, carry.status * 0 + RUNNING, carry.status)
-    maxed = rows & (carry.attempts >= plan.max_steps)
-    status = clock.where(maxed, carry.status * 0 + _MAXED, status)
-    status = clock.where(crossing.ends, carry.status * 0 + _EVENT, status)
-    carry = carry._replace(
-        t=clock.where(rows, end, carry.t),
-        dt=clock.where(goes, rest, carry.dt),
-        control=tuple(
-            clock.where(goes, old, new) for new, old in zip(carry.control, c.control, strict=True)
-        ),
+    status = clock.where(rows, after.status * 0 + RUNNING, after.status)
+    maxed = rows & (attempts >= plan.max_steps)
+    status = clock.where(maxed, after.status * 0 + _MAXED, status)
+    status = clock.where(crossing.ends, after.status * 0 + _EVENT, status)
+    after = after._replace(
+        t=clock.where(rows, end, after.t),
+        dt=clock.where(goes, rest, after.dt),
+        control=tuple(clock.where(goes, old, new) for new, old in zip(after.control, c.control, strict=True)),
         status=status,
-        since=clock.where(rows, carry.accepted, carry.since),
+        since=clock.where(rows, accepted, after.since),
         sides=sides,
     )
     jumped = None if attempt.jumped is None else attempt.jumped & ~rows
-    return carry, attempt._replace(
+    return after, attempt._replace(
         end=end, landed=clock.where(rows, end, attempt.landed), crossing=crossing, jumped=jumped
     )
 
@@ -171,9 +161,7 @@ def _protected(plan: Plan, c: Carry, attempt: Attempt, error: Ticks) -> Attempt:
         np.where(c.accepted > 0, c.park.t, at.t[donor]),
         at.dt,
         plan.span.clock.choose(c.accepted > 0, c.park.y, at.y[rows].detach()),
-        choose_state(
-            plan, c.accepted > 0, c.park.solver, tuple(s[rows].detach() for s in at.solver)
-        ),
+        choose_state(plan, c.accepted > 0, c.park.solver, tuple(s[rows].detach() for s in at.solver)),
     )
     attempt = attempt._replace(at=_parked(plan, ~bad, at, source), muted=bad)
     return attempt._replace(step=propose(plan, attempt)) if torch.is_grad_enabled() else attempt
@@ -188,9 +176,7 @@ def _measure(plan: Plan, y: Tensor, step: Step, dt: Ticks) -> Ticks:
             y, new = y.detach(), new.detach()
         return clock.read(plan.scale(step.error, y, new))
     if plan.check:
-        values = torch.stack(
-            [torch.isfinite(x.detach()).flatten(1).all(1) for x in (step.y, *step.state)]
-        )
+        values = torch.stack([torch.isfinite(x.detach()).flatten(1).all(1) for x in (step.y, *step.state)])
         finite = clock.read(values.all(0)) > 0
         return clock.where(finite, clock.full(dt, 0.0), float("inf"))
     return clock.full(dt, 0.0)
