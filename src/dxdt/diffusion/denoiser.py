@@ -207,9 +207,7 @@ class Denoiser(nn.Module):
         self.parameterisation = Noise() if parameterisation is None else parameterisation
         self.clock = clock
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None
-    ) -> Posterior:
+    def forward(self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None) -> Posterior:
         """Return what is known about x_0 given `x` at times `t` () or (batch,)."""
         at = self.process.moments(t, x)
         told = self.clock(self.process, t.double()).to(x.dtype)
@@ -220,9 +218,7 @@ class Denoiser(nn.Module):
                 f"{tuple(x.shape)}; give it as many output channels as input channels."
             )
         xi = x if mu is None else x - at.b * mu
-        data, noise = self.parameterisation.read(
-            output, xi, at, lambda: self.process.rates(t, x), mu
-        )
+        data, noise = self.parameterisation.read(output, xi, at, lambda: self.process.rates(t, x), mu)
         return Posterior(self.process, t, x, data, noise, mu)
 
 
@@ -245,9 +241,7 @@ class MixtureOracle:
     means: Tensor
     stds: Tensor
 
-    def _components(
-        self, x: Tensor, t: Tensor, mu: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Moments]:
+    def _components(self, x: Tensor, t: Tensor, mu: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Moments]:
         """Return log joint (B, K), deviation and variance (B, K, *shape), and the moments."""
         at = self.process.moments(t, x.unsqueeze(1))
         centre = at.a * self.means
@@ -265,9 +259,7 @@ class MixtureOracle:
         """Return the exact log p_t(x)."""
         return self._components(x, t, mu)[0].logsumexp(1)
 
-    def __call__(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None
-    ) -> Posterior:
+    def __call__(self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None) -> Posterior:
         """Return the exact posterior means of x_0 and eps."""
         joint, deviation, variance, at = self._components(x, t, mu)
         share = joint.softmax(1).reshape(joint.shape + (1,) * (x.ndim - 1))

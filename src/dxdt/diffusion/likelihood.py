@@ -151,9 +151,7 @@ def log_likelihood(
     kind = Exact() if divergence is None else divergence
     equation, start = augment(reverse(denoiser, 0.0, mu), x0, kind)
     options.setdefault("controller", PID(rtol, atol))
-    solution = solve(
-        equation, start, (t0, process.t1), solver=Tsit5() if solver is None else solver, **options
-    )
+    solution = solve(equation, start, (t0, process.t1), solver=Tsit5() if solver is None else solver, **options)
     latent, change = solution.y1
     prior = process.prior(mu) if prior is None else prior
     change = change.double()
@@ -211,9 +209,7 @@ def bits_per_dim(
     return BitsPerDim(each.mean().item(), error, each, evaluations)
 
 
-def _batches(
-    images: Tensor, repeats: int, batch: int, seed: int
-) -> Iterator[tuple[slice, Tensor]]:
+def _batches(images: Tensor, repeats: int, batch: int, seed: int) -> Iterator[tuple[slice, Tensor]]:
     entry = torch.arange(images[0].numel(), device=images.device)
     for repeat in range(repeats):
         for start in range(0, len(images), batch):

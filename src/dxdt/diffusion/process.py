@@ -180,8 +180,7 @@ class Linear:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
             raise ValueError(
-                f"Linear: beta from {self.low} to {self.high} is not positive and increasing; "
-                "choose 0 < low < high."
+                f"Linear: beta from {self.low} to {self.high} is not positive and increasing; choose 0 < low < high."
             )
 
     def integral(self, t: Tensor) -> Tensor:
@@ -272,8 +271,7 @@ class VE(Process):
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
             raise ValueError(
-                f"VE: noise from {self.low} to {self.high} is not positive and increasing; "
-                "choose 0 < low < high."
+                f"VE: noise from {self.low} to {self.high} is not positive and increasing; choose 0 < low < high."
             )
 
     def a(self, t: Tensor) -> Tensor:

@@ -113,9 +113,7 @@ class ReverseSDE(Reverse):
         return self.noise.size(layout)
 
 
-def reverse(
-    denoiser: DenoiserLike, tau: float = 0.0, mu: Tensor | None = None
-) -> ProbabilityFlow | ReverseSDE:
+def reverse(denoiser: DenoiserLike, tau: float = 0.0, mu: Tensor | None = None) -> ProbabilityFlow | ReverseSDE:
     """Return the reverse equation of a denoiser's process, ready for `dxdt.solve` with t1 > t0.
 
     Args:
@@ -127,8 +125,5 @@ def reverse(
         ValueError: `tau` is not in [0, 1].
     """
     if not 0 <= tau <= 1:
-        raise ValueError(
-            f"reverse: tau={tau} is no share of noise; "
-            "choose 0 (probability flow) to 1 (reverse SDE)."
-        )
+        raise ValueError(f"reverse: tau={tau} is no share of noise; choose 0 (probability flow) to 1 (reverse SDE).")
     return ProbabilityFlow(denoiser, 0.0, mu) if tau == 0 else ReverseSDE(denoiser, tau, mu)

@@ -39,9 +39,7 @@ def prior_noise(
         ValueError: `shape` has no batch axis, or an empty one.
     """
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(
-            f"sample: shape {tuple(shape)} is not a batch of samples; give (batch, *data shape)."
-        )
+        raise ValueError(f"sample: shape {tuple(shape)} is not a batch of samples; give (batch, *data shape).")
     row = torch.arange(shape[0], device=device)
     size = torch.Size(shape[1:]).numel()
     noise = normals(seed ^ _PRIOR, row, 0, size, dtype=dtype)
@@ -84,9 +82,7 @@ def integrate(
     if steps is not None and steps < 1:
         raise ValueError(f"integrate: steps={steps} goes nowhere; give at least 1.")
     if steps is None and tau > 0:
-        raise ValueError(
-            f"integrate: tau={tau} has noise, whose solvers take given steps; pass steps=500, say."
-        )
+        raise ValueError(f"integrate: tau={tau} has noise, whose solvers take given steps; pass steps=500, say.")
     if solver is None:
         solver = EulerMaruyama() if tau > 0 else Tsit5()
     if tau > 0:

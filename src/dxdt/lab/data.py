@@ -91,9 +91,7 @@ def data_folder() -> Path | None:
         return None
     folder = Path(name)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"DXDT_DATA names {folder}, which is no folder; correct or unset the variable."
-        )
+        raise FileNotFoundError(f"DXDT_DATA names {folder}, which is no folder; correct or unset the variable.")
     return folder
 
 
@@ -112,14 +110,11 @@ def measured_pendulum(folder: Path, *, trained: float = 0.6) -> Trajectory:
     """
     path = folder / "dynamics" / "schmidt_lipson" / "real_pend_h_1.txt"
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing; let DXDT_DATA name a folder that holds dynamics/schmidt_lipson."
-        )
+        raise FileNotFoundError(f"{path} is missing; let DXDT_DATA name a folder that holds dynamics/schmidt_lipson.")
     table = np.loadtxt(path, comments="%")
     if table.ndim != 2 or table.shape[1] != 4:
         raise ValueError(
-            f"{path} has shape {table.shape}, not rows of trial, time, angle, velocity; "
-            "restore the original file."
+            f"{path} has shape {table.shape}, not rows of trial, time, angle, velocity; restore the original file."
         )
     ts = torch.tensor(table[:, 1] - table[0, 1])
     ys = torch.tensor(table[:, 2:], dtype=torch.float32)

@@ -68,7 +68,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is not a whole checkpoint ({error}); "
-            "delete it to start over, or restore a copy."
+            f"{path} is not a whole checkpoint ({error}); delete it to start over, or restore a copy."
         ) from error
     return tensors, {key: json.loads(value) for key, value in header.items()}

@@ -43,9 +43,7 @@ class Section:
     pictures: Sequence[Picture] = field(default_factory=tuple)
 
 
-def write_report(
-    path: Path, title: str, summary: Sequence[str], sections: Sequence[Section], footer: str
-) -> None:
+def write_report(path: Path, title: str, summary: Sequence[str], sections: Sequence[Section], footer: str) -> None:
     """Write the page, self-contained and atomic.
 
     Args:

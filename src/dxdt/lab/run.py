@@ -40,9 +40,7 @@ class Run:
                     "choose another folder (--out), or start over (--fresh)."
                 )
         elif folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"{folder} holds files that are no run of dxdt; choose another folder (--out)."
-            )
+            raise ValueError(f"{folder} holds files that are no run of dxdt; choose another folder (--out).")
         else:
             write_json(config, plain)
 
@@ -70,11 +68,7 @@ class Run:
         """Drop the lines of a series after `step`: what a crash lost will be logged again."""
         if not self.metrics.exists():
             return
-        kept = [
-            row
-            for row in _lines(self.metrics)
-            if row.get("series") != series or row.get("step", 0) <= step
-        ]
+        kept = [row for row in _lines(self.metrics) if row.get("series") != series or row.get("step", 0) <= step]
         write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
 

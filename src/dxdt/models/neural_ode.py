@@ -120,9 +120,7 @@ class Augmented(nn.Module):
     def __init__(self, model: NeuralODE, extra: int) -> None:
         super().__init__()
         if extra < 1:
-            raise ValueError(
-                f"Augmented: extra={extra} adds nothing; give at least 1, or use the model itself."
-            )
+            raise ValueError(f"Augmented: extra={extra} adds nothing; give at least 1, or use the model itself.")
         self.model = model
         self.extra = extra
 

@@ -100,8 +100,7 @@ class Fourier(nn.Module):
         super().__init__()
         if features < 2 or features % 2:
             raise ValueError(
-                f"Fourier: features={features} cannot be split into sines and cosines; "
-                "give a positive even number."
+                f"Fourier: features={features} cannot be split into sines and cosines; give a positive even number."
             )
         generator = torch.Generator().manual_seed(seed)
         w = scale * torch.randn(features // 2, generator=generator)

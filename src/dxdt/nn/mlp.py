@@ -51,9 +51,7 @@ class MLP(nn.Module):
         if depth < 0:
             raise ValueError(f"MLP: depth={depth} is negative; give 0 or more hidden layers.")
         sizes = [in_features, *[width] * depth]
-        self.hidden = nn.ModuleList(
-            scaled(nn.Linear(n, m)) for n, m in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.hidden = nn.ModuleList(scaled(nn.Linear(n, m)) for n, m in zip(sizes[:-1], sizes[1:], strict=True))
         self.output = scaled(nn.Linear(sizes[-1], out_features), output_scale)
         self.activation = nn.Tanh() if activation is None else activation
 
@@ -132,9 +130,7 @@ class ConcatSquashField(nn.Module):
         _check_sizes("ConcatSquashField", features=features, width=width, depth=depth)
         self.features = features
         sizes = [features, *[width] * depth, features]
-        self.layers = nn.ModuleList(
-            ConcatSquash(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(ConcatSquash(n, m) for n, m in zip(sizes[:-1], sizes[1:], strict=True))
         self.activation = nn.Tanh() if activation is None else activation
 
     def forward(self, t: Tensor, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:

@@ -84,9 +84,7 @@ class AttentionBlock(nn.Module):
 class _Stage(nn.Module):
     """One residual block, and attention after it where asked."""
 
-    def __init__(
-        self, n: int, m: int, *, embedding: int, dropout: float, heads: int | None
-    ) -> None:
+    def __init__(self, n: int, m: int, *, embedding: int, dropout: float, heads: int | None) -> None:
         super().__init__()
         self.block = ResidualBlock(n, m, embedding=embedding, dropout=dropout)
         self.attention = nn.Identity() if heads is None else AttentionBlock(m, heads=heads)
@@ -137,9 +135,7 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         e = 4 * channels
         self.embedding = Sinusoidal(features) if embedding is None else embedding
-        self.clock = nn.Sequential(
-            scaled(nn.Linear(features, e)), nn.SiLU(), scaled(nn.Linear(e, e)), nn.SiLU()
-        )
+        self.clock = nn.Sequential(scaled(nn.Linear(features, e)), nn.SiLU(), scaled(nn.Linear(e, e)), nn.SiLU())
         self.input = _conv(in_channels, widths[0])
 
         def stage(n: int, m: int, level: int) -> _Stage:
@@ -176,9 +172,7 @@ class UNet(nn.Module):
         answers = in_channels if out_channels is None else out_channels
         self.output = _conv(now, answers, scale=_TINY)
 
-    def forward(
-        self, x: Float[Tensor, "batch n height width"], t: Tensor
-    ) -> Float[Tensor, "batch m height width"]:
+    def forward(self, x: Float[Tensor, "batch n height width"], t: Tensor) -> Float[Tensor, "batch m height width"]:
         """Return the network's value for images `x` at the numbers `t`."""
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
@@ -213,10 +207,7 @@ def _check(widths: list[int], blocks: int, attention: Sequence[int], heads: int)
         )
     missing = [level for level in attention if not 0 <= level < len(widths)]
     if missing:
-        raise ValueError(
-            f"UNet: attention level {missing[0]} does not exist; "
-            f"choose from 0 to {len(widths) - 1}."
-        )
+        raise ValueError(f"UNet: attention level {missing[0]} does not exist; choose from 0 to {len(widths) - 1}.")
     indivisible = [w for w in widths if w % heads]
     if indivisible:
         raise ValueError(

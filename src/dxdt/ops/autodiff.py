@@ -123,9 +123,7 @@ class Hutchinson:
 
     def __post_init__(self) -> None:
         if self.probes < 1:
-            raise ValueError(
-                f"Hutchinson: probes={self.probes} measures nothing; give at least 1."
-            )
+            raise ValueError(f"Hutchinson: probes={self.probes} measures nothing; give at least 1.")
 
     def directions(self, y: Float[Tensor, "batch *shape"]) -> Float[Tensor, "probes batch *shape"]:
         """Return independent signs for every probe, row and entry."""
@@ -154,9 +152,7 @@ def value_and_traces(
     return value, (directions * pulled).flatten(2).sum(-1)
 
 
-def divergence(
-    f: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *shape"], kind: Trace
-) -> Float[Tensor, " batch"]:
+def divergence(f: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *shape"], kind: Trace) -> Float[Tensor, " batch"]:
     """Return tr(df/dy) of every row, measured by `kind`."""
     _, products = value_and_traces(f, y, kind.directions(y))
     return kind.combine(products).mean(-1)

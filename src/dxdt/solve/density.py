@@ -41,9 +41,7 @@ class Augmented:
     def drift(self, t: Tensor, y: tuple[Tensor, Tensor], *args: Any) -> tuple[Tensor, Tensor]:
         """Return (f(t, y), div f(t, y)), the latter (batch, kept)."""
         state, _ = y
-        value, products = value_and_traces(
-            lambda z: self.equation.drift(t, z, *args), state, self.directions
-        )
+        value, products = value_and_traces(lambda z: self.equation.drift(t, z, *args), state, self.directions)
         return value, self.kind.combine(products)
 
     @property
@@ -72,9 +70,7 @@ def augment(
             "give the probability flow, reverse(denoiser, tau=0)"
         )
     if y0.ndim < 2:
-        raise ValueError(
-            f"y0 of shape {tuple(y0.shape)} has no batch axis: give one row for each sample"
-        )
+        raise ValueError(f"y0 of shape {tuple(y0.shape)} has no batch axis: give one row for each sample")
     directions = kind.directions(y0)
     columns = kind.combine(y0.new_zeros(directions.shape[0], y0.shape[0])).shape[1]
     return Augmented(equation, directions, kind), (y0, y0.new_zeros(y0.shape[0], columns))
