@@ -166,8 +166,8 @@ def test_strong_order(solver: Solver, kind: type, calculus: Any):
 # their moments exactly, and with them the moments of the numerical solution after N steps.
 
 A, C, B, E = -0.8, 0.6, 0.7, 0.5
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(12)
-WEIGHTS = WEIGHTS / WEIGHTS.sum()
+NODES, _HERMITE = np.polynomial.hermite_e.hermegauss(12)
+WEIGHTS = _HERMITE / _HERMITE.sum()
 
 
 @dataclass(eq=False)
