@@ -49,12 +49,10 @@ def test_an_unknown_peer_is_an_error():
 @pytest.mark.parametrize("peer", ["torchdiffeq", "torchode", "diffrax"])
 def test_peers_solve_the_same_problems(peer):
     pytest.importorskip(peer)
-    for name in ("mlp", "lotka"):
-        problem = PROBLEMS[name]
-        ours = PEERS["dxdt"].answer(problem, 3)
-        theirs = PEERS[peer].answer(problem, 3)
-        assert np.abs(ours.y - theirs.y).max() < 0.01
-        assert 0.5 < ours.steps / theirs.steps < 2
+    problem = PROBLEMS["lotka"]
+    ours, theirs = PEERS["dxdt"].answer(problem, 2), PEERS[peer].answer(problem, 2)
+    assert np.abs(ours.y - theirs.y).max() < 0.01
+    assert 0.5 < ours.steps / theirs.steps < 2
 
 
 def test_repetitions_are_taken_in_turns():
