@@ -61,6 +61,7 @@ class Layout:
     aliased: bool = field(init=False, repr=False)
     _whole: tuple[int, ...] = field(init=False, repr=False)
     _bare: bool = field(init=False, repr=False)
+    _reals: tuple[torch.dtype, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Plain attributes, because a compiler does not see through cached properties.
@@ -69,6 +70,7 @@ class Layout:
         object.__setattr__(self, "single", single)
         object.__setattr__(self, "_whole", whole)
         object.__setattr__(self, "_bare", bare)
+        object.__setattr__(self, "_reals", tuple(_real(d) for d in self.dtypes))
         object.__setattr__(self, "aliased", single and bare and whole == (self.rows, self.size))
 
     @classmethod
@@ -120,7 +122,7 @@ class Layout:
         for i, dtype in enumerate(self.dtypes):
             shape = self.full_shape(i)
             width = prod(self.shapes[i]) * (2 if dtype.is_complex else 1)
-            part = rows[..., start : start + width].to(_real(dtype))
+            part = rows[..., start : start + width].to(self._reals[i])
             if dtype.is_complex:
                 # Not view_as_complex, which refuses memory that begins at an odd place.
                 part = torch.complex(*part.reshape(*lead, *shape, 2).unbind(-1))
@@ -168,7 +170,9 @@ class Layout:
         flat, spec = flatten(tree)
         if spec != self.spec:
             given, own = (" ".join(str(s).split()) for s in (spec, self.spec))
-            raise TypeError(f"{what} has structure {given} but the state has {own}: return one value for each leaf of y0")
+            raise TypeError(
+                f"{what} has structure {given} but the state has {own}: return one value for each leaf of y0"
+            )
         for i, x in enumerate(flat):
             if not isinstance(x, Tensor):
                 raise TypeError(f"{what} has a leaf of type {type(x).__name__}: return tensors")
@@ -213,7 +217,11 @@ def _check_leaves(flat: list[Any], per_sample: bool, what: str) -> None:
     if not per_sample:
         return
     if any(x.dim() == 0 for x in flat):
-        raise ValueError(f"{what} has a leaf without a batch axis: with per_sample=True axis 0 of every leaf is the batch")
+        raise ValueError(
+            f"{what} has a leaf without a batch axis: with per_sample=True axis 0 of every leaf is the batch"
+        )
     sizes = {x.shape[0] for x in flat}
     if len(sizes) > 1:
-        raise ValueError(f"{what} has batch sizes {sorted(sizes)}: with per_sample=True axis 0 of every leaf is the batch")
+        raise ValueError(
+            f"{what} has batch sizes {sorted(sizes)}: with per_sample=True axis 0 of every leaf is the batch"
+        )

@@ -363,10 +363,13 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
         atol, rtol = (torch.as_tensor(v, dtype=y.dtype, device=y.device) for v in plan.scale[:2])
     span = plan.span
     limit = torch.tensor(plan.max_steps, device=y.device)
+    if table is not None:
+        table = _tensor(table, y)
+        torch._dynamo.mark_dynamic(table, 0)  # a grid of another length runs the same program
     return Inputs(
         _tensor(span.t0, y),
         _tensor(span.t1, y),
-        None if table is None else _tensor(table, y),
+        table,
         atol,
         rtol,
         limit,

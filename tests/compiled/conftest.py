@@ -1,0 +1,40 @@
+"""Programs of their own for the tests that count them, and no silent eager run for the others."""
+
+import importlib
+import warnings
+from functools import lru_cache
+
+import pytest
+
+ENGINE = importlib.import_module("dxdt.solve.engine")
+COMPILED = importlib.import_module("dxdt.solve.compiled")
+FALLBACK = importlib.import_module("dxdt.solve.fallback")
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """No programs, no fields looked at and no warnings given yet."""
+    monkeypatch.setattr(ENGINE, "_program", lru_cache(maxsize=256)(ENGINE.Program))
+    monkeypatch.setattr(COMPILED, "_checked", {})
+    monkeypatch.setattr(FALLBACK, "_warned", set())
+
+
+@pytest.fixture
+def traced(fresh, monkeypatch):
+    """Programs are traced and run as traced, without generating code; the list has their graphs."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(ENGINE, "backend", backend)
+    return graphs
+
+
+@pytest.fixture
+def strict():
+    """A solve that runs eager although it was to be compiled is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile=True runs eager")
+        yield

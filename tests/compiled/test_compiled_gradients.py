@@ -1,0 +1,171 @@
+"""Gradients of compiled solves are those of the eager rule that stores the accepted steps."""
+
+import warnings
+
+import pytest
+import torch
+
+import dxdt
+from dxdt import ODE, PID, Bosh3, Checkpointed, Heun, Save
+from dxdt.ops.tree import leaves
+
+F64 = torch.float64
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(2)
+        self.inner, self.outer = torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=generator, dtype=F64) / 2
+
+    def forward(self, t, y, rate):
+        time = t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
+        return self.outer(torch.tanh(self.inner(y))) * rate - y * torch.sin(time)
+
+    def by_name(self, t, y, rate):
+        return self.forward(t, y, rate)
+
+
+def start(*shape):
+    return torch.linspace(-1, 1.2, torch.Size(shape).numel(), dtype=F64).reshape(shape)
+
+
+def inputs(net):
+    y0, rate = start(3, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
+    return y0, rate, (y0, rate, *net.parameters())
+
+
+def value(solution):
+    """A number to which every saved value and the path contribute."""
+    total = sum(
+        (torch.nan_to_num(x) * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)).sum()
+        for x in leaves(solution.ys)
+    )
+    if solution.path is not None:
+        for t in (0.1, 0.45, 0.8):
+            total = total + solution.path(torch.tensor(t, dtype=F64)).square().sum()
+    return total
+
+
+def pulled(field, net, compile, **options):
+    y0, rate, tensors = inputs(net)
+    gradient = None if compile else Checkpointed()
+    sol = dxdt.solve(ODE(field), y0, (0.0, 1.0), args=(rate,), compile=compile, gradient=gradient, **options)
+    return torch.autograd.grad(value(sol), tensors), sol
+
+
+ADAPTIVE = dict(per_sample=True, solver=Bosh3(), controller=PID(rtol=1e-5, atol=1e-6))
+CASES = {
+    "times-rows": dict(**ADAPTIVE, save=[0.0, 0.3, 0.77, 1.0]),
+    "steps-joint": dict(solver=Heun(), dt=0.07, save=Save(steps=True, every=2, end=True)),
+    "dense-rows": dict(per_sample=True, solver=Heun(), dt=0.11, save=Save(dense=True, end=True)),
+}
+SLOW_CASES = {
+    "default-joint": dict(),
+    "dopri8-rows": dict(per_sample=True, solver=dxdt.Dopri8(), save=[0.2, 0.9]),
+    "many-chunks": dict(solver=dxdt.Euler(), dt=0.001, save=torch.linspace(0, 1, 7)),
+    "end-only-rk4": dict(solver=dxdt.RK4(), dt=0.1),
+    "dense-dopri5": dict(solver=dxdt.Dopri5(), save=Save(dense=True)),
+}
+
+
+def expect_same_gradients(field, net, **options):
+    given, a = pulled(field, net, True, **options)
+    wanted, b = pulled(field, net, False, **options)
+    assert torch.equal(torch.as_tensor(a.stats.steps), torch.as_tensor(b.stats.steps))
+    for g, w in zip(given, wanted, strict=True):
+        assert torch.allclose(g, w, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_compiled_gradients(name, strict):
+    net = Net()
+    expect_same_gradients(net, net, **CASES[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SLOW_CASES))
+def test_more_compiled_gradients(name, strict):
+    net = Net()
+    expect_same_gradients(net, net, **SLOW_CASES[name])
+
+
+def test_kinds_of_fields(traced, strict):
+    """A module, a bound method, and lambdas that close over a module or call a function that does."""
+    net = Net()
+
+    def helper(t, y, rate):
+        return net(t, y, rate)
+
+    fields = (net, net.by_name, lambda t, y, r: net(t, y, r), lambda t, y, r: 2 * helper(t, y, r))
+    for field in fields:
+        expect_same_gradients(field, net, solver=Heun(), dt=0.2)
+    assert len(traced) == 2 * len(fields)
+
+
+def test_unused_and_frozen_inputs(traced, strict):
+    """What the field does not use has a zero gradient, and what needs none gets none."""
+    net = Net()
+    net.outer.bias.requires_grad_(False)
+    y0, rate, idle = start(3, 2).requires_grad_(), torch.tensor(0.8, dtype=F64), start(2)
+    idle.requires_grad_()
+    sol = dxdt.solve(ODE(lambda t, y, r, idle: net(t, y, r)), y0, (0.0, 1.0), args=(rate, idle), dt=0.25, compile=True)
+    sol.ys.sum().backward()
+    assert net.outer.bias.grad is None and rate.grad is None
+    assert idle.grad is None or not idle.grad.any()
+    assert y0.grad.any() and net.inner.weight.grad.any()
+
+
+def hazard(t, y, kind, rate):
+    kind, t = kind.unsqueeze(-1), t.unsqueeze(-1)
+    quiet = torch.cos(t) - rate * y
+    bad = torch.where((kind == 1) & (t > 0.5), torch.sqrt(-1 - y.abs()), quiet)
+    return torch.where(kind == 2, y * y * 30 * rate + 30, bad)
+
+
+def test_failing_rows_contribute_nothing(strict):
+    """Cotangents of a failed row's values are zero, and it leaves no trace in what rows share."""
+    options = dict(ADAPTIVE, save=[0.25, 1.0], max_steps=200)
+
+    def pull(kinds, rows, compile):
+        y0, rate = start(4, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*samples failed")
+            sol = dxdt.solve(ODE(hazard), y0, (0.0, 1.0), args=(kinds, rate), compile=compile, **options)
+        return sol, torch.autograd.grad(sol.ys[:, rows].square().sum(), (y0, rate))
+
+    kinds, good = torch.tensor([0, 1, 2, 0]), [0, 3]
+    sol, (gy, grate) = pull(kinds, good, True)
+    assert [s.ok for s in sol.status] == [True, False, False, True]
+    _, (quiet_y, quiet_rate) = pull(kinds * 0, good, True)
+    assert torch.equal(gy[good], quiet_y[good]) and not gy[[1, 2]].any()
+    assert torch.equal(grate, quiet_rate)
+    _, (eager_y, eager_rate) = pull(kinds, good, False)
+    assert torch.allclose(gy, eager_y, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(grate, eager_rate, rtol=1e-10, atol=1e-10)
+
+
+def test_values_before_a_failure_count(traced, strict):
+    """A failing row's values that were reached still have their gradients."""
+    kinds, grads = torch.tensor([0, 1, 2, 0]), []
+    for compile in (True, False):
+        y0, rate = start(4, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*samples failed")
+            sol = dxdt.solve(
+                ODE(hazard),
+                y0,
+                (0.0, 1.0),
+                args=(kinds, rate),
+                compile=compile,
+                gradient=Checkpointed(),
+                save=[0.02, 0.3, 1.0],
+                max_steps=200,
+                **ADAPTIVE,
+            )
+        kept = torch.where(sol.reached.unsqueeze(-1), sol.ys, 0.0)
+        grads.append(torch.autograd.grad(kept.square().sum(), (y0, rate)))
+    for g, w in zip(*grads, strict=True):
+        assert torch.isfinite(g).all() and torch.allclose(g, w, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,256 @@
+"""A field that has no compiled form: the eager answer, and one warning that says why and where."""
+
+import warnings
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor import exc
+
+import dxdt
+from dxdt import ODE, Bosh3, Heun
+
+START = [1.0, 0.5, -0.2]
+
+
+def branches(t, y):
+    return -y if y.sum() > 0 else -2 * y
+
+
+def prints(t, y):
+    print("here")
+    return -y
+
+
+def counts(t, y):
+    SEEN.append(1)
+    return -y
+
+
+def reads(t, y):
+    return -y * float(y.norm())
+
+
+def with_numpy(t, y):
+    return torch.from_numpy(np.cos(y.detach().numpy()))
+
+
+def mutates(t, y):
+    y.mul_(0.5)
+    return -y
+
+
+def mutates_a_view(t, y):
+    y[0] = 1.0
+    return -y
+
+
+def draws(t, y):
+    return torch.randn_like(y)
+
+
+def drops(t, y):
+    return torch.nn.functional.dropout(y, 0.5)
+
+
+def scripted(t, y):
+    return LOOP(t, y)
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return -x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return -2 * x * g
+
+
+def custom(t, y):
+    return Square.apply(y)
+
+
+SEEN, MEMORY = [], torch.zeros(3)
+
+
+def writes_elsewhere(t, y):
+    MEMORY.copy_(y.detach())
+    return -y
+
+
+def answer(field, compile, grad, y0=START, dtype=torch.float32, **options):
+    torch.manual_seed(5)
+    y = torch.tensor(y0, dtype=dtype, requires_grad=grad)
+    options = {"solver": Heun(), "dt": 0.2, "save": [0.0, 0.5, 1.0], **options}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        sol = dxdt.solve(ODE(field), y, (0.0, 1.0), compile=compile, **options)
+        if grad:
+            sol.ys.sum().backward()
+    said = [str(w.message) for w in seen if "runs eager" in str(w.message)]
+    return sol, y, said
+
+
+def expect_eager(field, grad, words, **options):
+    """The eager answer with one warning, and then without."""
+    given, wanted = answer(field, True, grad, **options), answer(field, False, grad, **options)
+    again = answer(field, True, grad, **options)
+    for sol, y, _ in (given, again):
+        assert torch.equal(sol.ys, wanted[0].ys) and torch.equal(y, wanted[1])
+        assert sol.stats == wanted[0].stats
+        if grad and wanted[1].grad is not None:
+            assert torch.allclose(y.grad, wanted[1].grad, rtol=1e-6, atol=1e-6)
+    assert len(given[2]) == 1 and words in given[2][0] and not again[2], given[2]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (branches, "in branches: return -y if y.sum() > 0"),
+        (prints, "print"),
+        (counts, "SEEN.append(1)"),
+        (draws, "random numbers"),
+        (drops, "random numbers"),
+    ],
+)
+def test_untraceable_fields(field, words, grad, traced, capsys):
+    expect_eager(field, grad, words)
+    assert not traced
+
+
+@pytest.mark.parametrize("field", [mutates, mutates_a_view])
+def test_fields_that_write_into_the_state(field, traced):
+    expect_eager(field, False, "writes into the state")
+    assert not traced
+
+
+@pytest.mark.parametrize("field", [reads, with_numpy, custom])
+def test_odd_fields_that_can_be_traced(field, traced):
+    for grad in (False, True):
+        (a, y, said), (b, z, _) = answer(field, True, grad), answer(field, False, grad)
+        assert torch.allclose(a.ys, b.ys, atol=1e-5)
+        assert not said or grad
+        assert not grad or torch.allclose(y.grad, z.grad, atol=1e-5)
+
+
+def test_only_the_backward_pass_fails(traced):
+    """The answer is compiled; its gradient is formed by the same function as a Python loop."""
+    (a, y, said), (b, z, _) = (answer(writes_elsewhere, c, True) for c in (True, False))
+    assert len(traced) == 1 and len(said) == 1 and "the backward pass" in said[0]
+    assert torch.allclose(a.ys, b.ys) and torch.allclose(y.grad, z.grad)
+    _, y, said = answer(writes_elsewhere, True, True)
+    assert not said and torch.allclose(y.grad, z.grad)
+
+
+def test_eager_backward_with_parameters_and_arguments(traced, monkeypatch):
+    """The Python loop of the backward pass, with all that a gradient may be wanted for."""
+    net, rate = torch.nn.Linear(3, 3), torch.tensor(0.5, requires_grad=True)
+
+    def field(t, y, rate):
+        return torch.tanh(net(y)) * rate
+
+    def pull(compile):
+        y = torch.ones(2, 3, requires_grad=True)
+        options = dict(per_sample=True, solver=Bosh3(), save=dxdt.Save(dense=True, end=True))
+        sol = dxdt.solve(ODE(field), y, (0.0, 1.0), args=(rate,), compile=compile, **options)
+        loss = sol.ys.sum() + sol.path(torch.tensor(0.4)).square().sum()
+        return torch.autograd.grad(loss, (y, rate, *net.parameters()))
+
+    made = iter([lambda graph, inputs: graph.forward])
+
+    def backend(graph, inputs):
+        return next(made)(graph, inputs)
+
+    engine = import_module("dxdt.solve.engine")
+    monkeypatch.setattr(engine, "backend", backend)
+    with pytest.warns(RuntimeWarning, match="the backward pass has no compiled form"):
+        given = pull(True)
+    for g, w in zip(given, pull(False), strict=True):
+        assert torch.allclose(g, w, rtol=1e-4, atol=1e-5)
+
+
+def failing_compiler(graph, inputs):
+    raise exc.InvalidCxxCompiler
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_no_compiler(grad, traced, monkeypatch):
+    engine = import_module("dxdt.solve.engine")
+    monkeypatch.setattr(engine, "backend", failing_compiler)
+    expect_eager(lambda t, y: -y, grad, "no working C++ compiler: install")
+
+
+def test_a_later_chunk_fails(traced, monkeypatch):
+    """Nothing of the chunks before it is left in the answer."""
+    engine = import_module("dxdt.solve.engine")
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward if len(made) == 1 else failing_compiler(graph, inputs)
+
+    monkeypatch.setattr(engine, "backend", backend)
+    for save in (torch.linspace(0, 1, 40), dxdt.Save(steps=True, every=7), dxdt.Save(dense=True)):
+        made.clear()
+        monkeypatch.setattr(engine, "_program", engine.Program)
+        a, _, _ = answer(lambda t, y: -y, True, False, dt=0.002, save=save)
+        b, _, _ = answer(lambda t, y: -y, False, False, dt=0.002, save=save)
+        assert len(made) == 2 and a.stats == b.stats
+        if save.__class__ is dxdt.Save and save.dense:
+            assert torch.equal(a.path(torch.tensor(0.7)), b.path(torch.tensor(0.7)))
+        else:
+            assert torch.equal(a.ys, b.ys) and torch.equal(a.ts, b.ts)
+
+
+def decay(number):
+    return lambda t, y: -number * y
+
+
+def test_a_number_that_changes_in_the_closure(traced):
+    """Compiled anew a few times, then eager with a warning that names the remedy."""
+    said = []
+    for i in range(12):
+        field = decay(1.0 + i / 10)
+        a, _, warned = answer(field, True, False)
+        b, _, _ = answer(field, False, False)
+        assert torch.allclose(a.ys, b.ys, atol=1e-6)
+        said += warned
+    assert len(said) == 1 and "as tensors in args=" in said[0]
+
+
+def test_other_dtypes_and_batches_between_calls(traced, strict):
+    net = torch.nn.Linear(3, 3).requires_grad_(False)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        net.to(dtype)
+        for rows in (1, 2, 7, 2):
+            y = torch.ones(rows, 3, dtype=dtype)
+            for per_sample in (False, True):
+                options = dict(solver=Heun(), dt=0.2, per_sample=per_sample)
+                a, b = (
+                    dxdt.solve(ODE(lambda t, y: net(y)), y, (0.0, 1.0), compile=c, **options) for c in (True, False)
+                )
+                assert a.ys.dtype == dtype and torch.allclose(a.ys, b.ys, rtol=1e-5)
+
+
+def test_a_dtype_that_the_parameters_have_not(traced):
+    """The error of the eager loop, whatever was compiled before."""
+    net = torch.nn.Linear(3, 3).requires_grad_(False)
+    answer(lambda t, y: net(y), True, False)
+    for compile in (True, False):
+        with pytest.raises(RuntimeError, match="dtype"):
+            answer(lambda t, y: net(y), compile, False, dtype=torch.float64)
+
+
+def test_errors_of_the_field_are_its_own(traced):
+    def wrong(t, y):
+        raise ZeroDivisionError("of the user")
+
+    with pytest.raises(ZeroDivisionError, match="of the user"):
+        answer(wrong, True, False)
+    with pytest.raises(ValueError, match="return the time derivative of each entry"):
+        answer(lambda t, y: y[:2], True, False)

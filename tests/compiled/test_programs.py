@@ -1,0 +1,215 @@
+"""One program serves all that differs in values only, and programs hold on to nothing of the user's."""
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+import dxdt
+from dxdt import ODE, PID, Heun
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 3)
+
+    def forward(self, t, y):
+        return torch.tanh(self.linear(y)) - y
+
+
+def pull_to(target):
+    return lambda t, y: target[..., :3] - y
+
+
+def solve(field, y0=None, t=(0.0, 1.0), **options):
+    y0 = torch.ones(2, 3) if y0 is None else y0
+    options = {"solver": Heun(), "dt": 0.25, "compile": True, **options}
+    return dxdt.solve(ODE(field), y0, t, **options)
+
+
+def test_training_is_one_program(traced, strict):
+    """A hundred steps of training, with solves of different lengths: one forward, one backward."""
+    net = Net()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    lengths, losses = set(), []
+    for i in range(100):
+        sol = solve(net, t=(0.0, 0.5 + 0.02 * i), save=[0.1, 0.5])
+        lengths.add(sol.stats.accepted)
+        loss = sol.ys.square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss))
+    assert len(traced) == 2 and len(lengths) > 5
+    assert losses[-1] < losses[0]
+
+
+def test_fresh_lambdas_share_a_program(traced, strict):
+    ends = set()
+    for i in range(100):
+        ends.add(float(solve(pull_to(torch.full((3,), i / 100))).ys.sum()))
+    assert len(traced) == 1 and len(ends) == 100
+
+
+def test_modules_of_a_class_share_a_program(traced, strict):
+    nets = [Net().requires_grad_(False) for _ in range(100)]
+    for net in nets:
+        sol, eager = solve(net), solve(net, compile=False)
+        assert torch.allclose(sol.ys, eager.ys, atol=1e-5)
+    assert len(traced) == 1
+
+
+def test_what_varies_is_an_input(traced, strict):
+    """Tolerances, spans, directions, arguments, limits, save times and first steps."""
+
+    def field(t, y, a):
+        return torch.sin(t) - a * y
+
+    for i in range(20):
+        changed = dict(
+            t=(0.1 * i, 2.0 - 0.2 * i),
+            dt=None,
+            controller=PID(rtol=10 ** (-2 - i / 10), atol=1e-5 * (i + 1)),
+            args=(torch.tensor(0.1 * i),),
+            max_steps=500 + i,
+            save=torch.linspace(0.1 * i, 2.0 - 0.2 * i, 2 + i, dtype=torch.float64),
+        )
+        sol, eager = solve(field, **changed), solve(field, **changed, compile=False)
+        assert sol.stats.steps == eager.stats.steps
+        assert torch.allclose(sol.ys, eager.ys, atol=1e-6)
+    for i in range(20):
+        solve(field, args=(torch.tensor(1.0),), dt=0.1 + i / 100, save=[0.5])
+    for i in range(2, 20):
+        solve(field, t=torch.linspace(0, 1, i), dt=None, args=(torch.tensor(1.0),), save=[0.5])
+    assert len(traced) <= 2 + 18
+
+
+def test_what_a_field_holds_is_seen(traced):
+    """Fields of the same code that hold other Python values never run each other's program."""
+
+    def make(number, tensor, words, net):
+        def field(t, y, power=number):
+            other = 1.0 if "plus" in words else -1.0
+            return other * tensor * torch.tanh(net.linear(y)) * power - y
+
+        return field
+
+    class Scaled(Net):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, t, y):
+            return super().forward(t, y) * self.scale
+
+    nets = Net().requires_grad_(False), Net().requires_grad_(False)
+    fields = [
+        make(n, torch.tensor(x), w, net)
+        for n, x, w, net in (
+            (1.0, 1.0, ["plus"], nets[0]),
+            (2.0, 1.0, ["plus"], nets[0]),
+            (1.0, 3.0, ["plus"], nets[0]),
+            (1.0, 1.0, ["minus"], nets[0]),
+            (1.0, 1.0, ["plus"], nets[1]),
+        )
+    ]
+    fields += [Scaled(1.0).requires_grad_(False), Scaled(2.0).requires_grad_(False)]
+    for field in (*fields, *fields):
+        assert torch.allclose(solve(field).ys, solve(field, compile=False).ys, atol=1e-6)
+
+
+def test_training_mode_and_frozen_parameters_are_seen(traced, strict):
+    class Moody(Net):
+        def forward(self, t, y):
+            return super().forward(t, y) * (2.0 if self.training else 1.0)
+
+    net = Moody()
+    for mode in (True, False, True):
+        net.train(mode)
+        for wanted in (True, False):
+            net.requires_grad_(wanted)
+            assert torch.allclose(solve(net).ys, solve(net, compile=False).ys, atol=1e-6)
+    assert len(traced) <= 4
+
+
+def test_programs_let_go_of_fields(traced, strict):
+    """A field, its module, its arguments and its outputs die with the user's last reference."""
+    net, arg, y0 = Net(), torch.ones(3), torch.ones(2, 3, requires_grad=True)
+
+    def field(t, y, a):
+        return net(t, y) * a
+
+    sol = solve(field, y0, args=(arg,), save=dxdt.Save(dense=True, end=True))
+    sol.ys.sum().backward()
+    kept = [weakref.ref(x) for x in (net, net.linear.weight, field, arg, y0, sol.ys)]
+    del net, arg, y0, sol, field
+    gc.collect()
+    assert [r() is None for r in kept] == [True] * len(kept)
+
+
+def test_a_thousand_fields_leave_nothing(traced, strict):
+    large = []
+    for i in range(1000):
+        weight = torch.full((2, 100_000), i / 1000)
+        large.append(weakref.ref(weight))
+        solve(pull_to(weight))
+    del weight
+    gc.collect()
+    assert len(traced) == 1 and not any(r() is not None for r in large)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_classes_leave_their_programs_only(count, traced, strict):
+    large = []
+    for i in range(count):
+
+        class Large(Net):
+            number = i
+
+            def __init__(self):
+                super().__init__()
+                self.weight = torch.nn.Parameter(torch.ones(512, 512))
+
+            def forward(self, t, y):
+                return super().forward(t, y) + self.weight[:2, :3] * self.number
+
+        net = Large()
+        solve(net).ys.sum().backward()
+        large.append(weakref.ref(net.weight))
+        del net
+    gc.collect()
+    assert not any(r() is not None for r in large)
+
+
+@pytest.mark.slow
+def test_resident_memory_is_flat(traced, strict):
+    """Bytes of the process for each further field of one code, and for each further class."""
+
+    def resident():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def grows(make, count):
+        for _ in range(count):
+            solve(make(), dt=0.5)
+        before = resident()
+        for _ in range(count):
+            solve(make(), dt=0.5)
+        return (resident() - before) / count
+
+    def field():
+        large = torch.ones(256, 1024)
+        return lambda t, y: -y * large[:2, :3]
+
+    def net():
+        class Fresh(Net):
+            pass
+
+        return Fresh().requires_grad_(False)
+
+    by_field, by_class = grows(field, 500), grows(net, 20)
+    print(f"bytes for each further field {by_field:.0f}, for each further class {by_class:.0f}")
+    assert by_field < 2e4 and by_class < 3e6
