@@ -129,9 +129,7 @@ class Adams(Solver):
             scale = self.atol + self.rtol * torch.maximum(old.abs(), new.abs())
             return bool(((old - new).abs() < scale).all())
 
-    def _record(
-        self, z: Tensor, f: Tensor, fs: list[Tensor], times: Tensor, t: Any, dt: Any
-    ) -> Step:
+    def _record(self, z: Tensor, f: Tensor, fs: list[Tensor], times: Tensor, t: Any, dt: Any) -> Step:
         now = torch.from_numpy(_host(t) + _host(dt)).reshape(-1, 1).expand(times.shape[0], 1)
         times = torch.cat([now, times[:, :-1]], dim=1)
         return Step(z, None, (f, *fs[:-1], times), (fs[0], f))
@@ -152,9 +150,7 @@ def _nodes(t: Any, dt: Any, times: Tensor) -> tuple[float, ...]:
     moves = _host(dt) != 0
     nodes = (np.array(times.tolist())[moves] - _host(t)[moves, None]) / _host(dt)[moves, None]
     if np.ptp(nodes, axis=0).max() > 1e-6:
-        raise ValueError(
-            "an Adams method needs one grid for all samples: give them the same times"
-        )
+        raise ValueError("an Adams method needs one grid for all samples: give them the same times")
     return tuple(round(float(x), 9) for x in nodes[0])
 
 

@@ -80,9 +80,7 @@ def odeint_adjoint(
         adjoint_method,
         {n: getattr(func, f"{n}_adjoint") for n in CALLBACKS if hasattr(func, f"{n}_adjoint")},
     )
-    out = _Adjoint.apply(
-        task, back, problem.start.flat(y0), problem.t, *_wanted(params, adjoint_options)
-    )
+    out = _Adjoint.apply(task, back, problem.start.flat(y0), problem.t, *_wanted(params, adjoint_options))
     if event_fn is None:
         return problem.start.shaped(out, lead=1)
     event_t, ys = out
@@ -190,17 +188,13 @@ class Task:
             wanted = (t, y, *params) if time else (y, *params)
             pulled: Any = [None] * len(wanted)
             if value.requires_grad:
-                pulled = torch.autograd.grad(
-                    value, wanted, -adjoint, allow_unused=True, create_graph=graph
-                )
+                pulled = torch.autograd.grad(value, wanted, -adjoint, allow_unused=True, create_graph=graph)
         pulled = pulled if time else (None, *pulled)
         pairs = zip(pulled, (t, y, *params), strict=True)
         grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
         return (grads[0], value if graph else value.detach(), *grads[1:])
 
-    def dynamics(
-        self, params: tuple[Tensor, ...], time: bool, graph: bool
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    def dynamics(self, params: tuple[Tensor, ...], time: bool, graph: bool) -> Callable[..., tuple[Tensor, ...]]:
         """Right-hand side of the adjoint state."""
 
         def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -230,9 +224,7 @@ class _Pull(torch.autograd.Function):
     """``Task.pull``, differentiable: the derivatives in it are partial, whatever y depends on."""
 
     @staticmethod
-    def forward(
-        ctx: Any, task: Task, time: bool, t: Tensor, y: Tensor, adjoint: Tensor, *params: Tensor
-    ) -> Any:
+    def forward(ctx: Any, task: Task, time: bool, t: Tensor, y: Tensor, adjoint: Tensor, *params: Tensor) -> Any:
         ctx.task, ctx.time = task, time
         ctx.save_for_backward(t, y, adjoint, *params)
         return task.pull(time, False, _leaf(t), _leaf(y), adjoint, params)
@@ -264,9 +256,7 @@ class _Adjoint(torch.autograd.Function):
     """The solve as one node, which exposes ``adjoint_options``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, task: Task, options: dict[str, Any], y0: Tensor, t: Tensor, *params: Tensor
-    ) -> Any:
+    def forward(ctx: Any, task: Task, options: dict[str, Any], y0: Tensor, t: Tensor, *params: Tensor) -> Any:
         ctx.task, ctx.adjoint_options = task, options
         with torch.no_grad():
             out = task.forward()

@@ -76,8 +76,7 @@ class _Inside:
         # Rounded to the dtype in which the field sees time: a nudge below it would be lost.
         t = t.to(self.layout.time_dtype)
         start, end = (
-            torch.as_tensor(x, device=t.device).detach().to(t.dtype).reshape(())
-            for x in (self.start, self.end)
+            torch.as_tensor(x, device=t.device).detach().to(t.dtype).reshape(()) for x in (self.start, self.end)
         )
         for here, there in ((start, end), (end, start)):
             if bool(t.detach() == here):

@@ -15,8 +15,8 @@ from dxdt.compat.torchdiffeq.adams import Adams
 from dxdt.compat.torchdiffeq.field import Measured
 from dxdt.compat.torchdiffeq.fixed import Chord, Nudged
 from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem
-from dxdt.compat.torchdiffeq.tableaux import Dopri8, Fehlberg2, Heun3, LooseDopri5, ThreeEighths
-from dxdt.solve import PID, Bosh3, Clip, Controller, Euler, Grid, Heun, Midpoint, Solver, Tsit5
+from dxdt.compat.torchdiffeq.tableaux import Fehlberg2, Heun3, LooseDopri5, ThreeEighths
+from dxdt.solve import PID, Bosh3, Clip, Controller, Dopri8, Euler, Grid, Heun, Midpoint, Solver, Tsit5
 
 __all__ = ["Method", "adaptive_controller", "fixed_grid", "fixed_solver", "method_of"]
 
@@ -46,15 +46,11 @@ class Method:
 
     def check(self, problem: Problem) -> None:
         """Warn about options and callbacks that would be ignored."""
-        unknown = {
-            k: v for k, v in problem.options.items() if k not in (*self.options, "norm", "compile")
-        }
+        unknown = {k: v for k, v in problem.options.items() if k not in (*self.options, "norm", "compile")}
         if unknown:
             warnings.warn(f"{problem.method}: Unexpected arguments {unknown}", stacklevel=4)
         if ignored := set(problem.callbacks) - set(self.callbacks):
-            warnings.warn(
-                f"Solver '{problem.method}' does not support callbacks {ignored}", stacklevel=4
-            )
+            warnings.warn(f"Solver '{problem.method}' does not support callbacks {ignored}", stacklevel=4)
 
 
 def _adaptive(solver: Callable[[], Solver]) -> Method:
@@ -90,9 +86,7 @@ METHODS: dict[str, Method] = {
     "explicit_adams": _adams(implicit=False, max_order=5),
     "implicit_adams": _adams(implicit=True, max_order=12),
     "fixed_adams": _adams(implicit=True, max_order=12),
-    "scipy_solver": Method(
-        None, ("solver", "min_step", "max_step", "grid_points", "eps"), True, ()
-    ),
+    "scipy_solver": Method(None, ("solver", "min_step", "max_step", "grid_points", "eps"), True, ()),
 }
 IMPLICIT = (
     *("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"),

@@ -82,9 +82,7 @@ def odeint_dense(
     problem = Problem.of(func, y0, t, rtol, atol, method, options, None)
     chosen = method_of(problem)
     if chosen.solver is None:
-        raise ValueError(
-            "scipy_solver has no dense output: choose another method for odeint_dense"
-        )
+        raise ValueError("scipy_solver has no dense output: choose another method for odeint_dense")
     chosen.check(problem)
     return _solution(problem, chosen, Save(dense=True)).path
 
@@ -204,8 +202,7 @@ def _until_event(problem: Problem, method: Method) -> tuple[Tensor, Any]:
     assert problem.event_fn is not None
     if not method.adaptive:
         assert "step_size" in problem.options, (
-            "Event handling for fixed step solvers currently requires `step_size` "
-            "to be provided in options."
+            "Event handling for fixed step solvers currently requires `step_size` to be provided in options."
         )
     events = _events(problem)
     begin = problem
@@ -224,9 +221,7 @@ def _until_event(problem: Problem, method: Method) -> tuple[Tensor, Any]:
             break
         left, reach = left - sol.stats.steps, reach * _WINDOW
         begin = begin.over(torch.stack([sol.t1, sol.t1 + begin.direction]), sol.y1)
-    pairs = zip(
-        problem.start.parts, (sol.y1 if problem.start.is_tuple else (sol.y1,)), strict=True
-    )
+    pairs = zip(problem.start.parts, (sol.y1 if problem.start.is_tuple else (sol.y1,)), strict=True)
     ys = tuple(torch.stack([a, b]) for a, b in pairs)
     return sol.t1.to(problem.t.dtype), ys if problem.start.is_tuple else ys[0]
 
@@ -236,9 +231,7 @@ def _events(problem: Problem) -> list[Event]:
     event_fn = problem.event_fn
     assert event_fn is not None
     with torch.no_grad():
-        count = event_fn(
-            problem.t[0].to(real_dtype(problem.start.dtype)), problem.start.y0
-        ).numel()
+        count = event_fn(problem.t[0].to(real_dtype(problem.start.dtype)), problem.start.y0).numel()
 
     def component(i: int) -> Callable[..., Tensor]:
         return lambda t, y: event_fn(t, y).reshape(-1)[i]

@@ -128,16 +128,10 @@ class Problem:
         assert isinstance(y0, (Tensor, tuple)), "y0 must be either a torch.Tensor or a tuple"
         start = Start(y0)
         if event_fn is not None and len(t) != 2:
-            raise ValueError(
-                f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}."
-            )
+            raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
         t = _times(t, start.parts[0].device)
         rtol, atol = (_tolerance(n, x, start) for n, x in (("rtol", rtol), ("atol", atol)))
-        callbacks = {
-            name: getattr(func, name + suffix)
-            for name in CALLBACKS
-            if hasattr(func, name + suffix)
-        }
+        callbacks = {name: getattr(func, name + suffix) for name in CALLBACKS if hasattr(func, name + suffix)}
         return cls(func, start, t, rtol, atol, method, dict(options or {}), event_fn, callbacks)
 
     @property
@@ -195,7 +189,5 @@ def _tolerance(name: str, tolerance: Any, start: Start) -> Any:
     if isinstance(tolerance, Tensor):
         return tuple(tolerance) if tolerance.dim() else tolerance
     tolerance = tuple(tolerance)
-    assert len(tolerance) == len(start.parts), (
-        f"If using tupled {name} it must have the same length as the tuple y0"
-    )
+    assert len(tolerance) == len(start.parts), f"If using tupled {name} it must have the same length as the tuple y0"
     return tolerance

@@ -67,10 +67,7 @@ def _per_number(tolerance: Any, parts: tuple[Tensor, ...]) -> Any:
     if isinstance(tolerance, (int, float)):
         return float(tolerance)
     each = tolerance if isinstance(tolerance, tuple) else (tolerance,) * len(parts)
-    spread = [
-        torch.as_tensor(x).cpu().expand(y.shape).reshape(-1)
-        for x, y in zip(each, parts, strict=True)
-    ]
+    spread = [torch.as_tensor(x).cpu().expand(y.shape).reshape(-1) for x, y in zip(each, parts, strict=True)]
     return torch.cat(spread).double().numpy()
 
 

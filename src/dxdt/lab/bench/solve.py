@@ -22,7 +22,7 @@ from dxdt.lab.bench.measure import CLOCKS, Clock, Counts, Times, count_operation
 from dxdt.lab.bench.peers import PEERS, Answer, Peer
 from dxdt.lab.bench.plot import plot_rows
 from dxdt.lab.bench.problems import PROBLEMS, Problem
-from dxdt.solve import ODE, PID, solve
+from dxdt.solve import ODE, PID, Vern7, solve
 
 __all__ = ["Row", "bench"]
 
@@ -190,6 +190,7 @@ def _reference(case: Problem, size: int) -> np.ndarray:
             ODE(case.field().double()),
             y0,
             (0.0, case.t1),
+            solver=Vern7(),
             controller=PID(1e-11, 1e-11),
             max_steps=1_000_000,
         )
