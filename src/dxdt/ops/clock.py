@@ -46,7 +46,7 @@ def to_host(values: Tensor) -> np.ndarray:
     Raises:
         RuntimeError: the tensor is mapped by ``torch.vmap``, so that it has no single value.
     """
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     if functorch.peek_interpreter_stack() is None:
         return values.detach().cpu().numpy().astype(np.float64)
     while functorch.is_functorch_wrapped_tensor(values):
@@ -264,7 +264,7 @@ def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
     """y + factor * k, in one operation."""
     if y is None:
         return k * factor
-    return torch.add(y, k, alpha=factor) if isinstance(factor, float) else torch.addcmul(y, factor, k)
+    return torch.addcmul(y, factor, k) if isinstance(factor, Tensor) else torch.add(y, k, alpha=factor)
 
 
 def moments(

@@ -63,7 +63,7 @@ class RungeKutta(Solver):
         steps = factors(tableau.values, dt, y)
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
+        stages = list(state) if state else [eq.drift(moments(t, dt, START, joint, y)[0], y)]
         z, used = y, 0
         for i, time in enumerate(times[: tableau.stages - 1]):
             row = tableau.rows[i]
@@ -92,7 +92,7 @@ class RungeKutta(Solver):
         factor = from_host(scaled[..., None], y).unbind(0)
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(*moments(t, dt, START, joint, y), y)]
+        stages = list(state) if state else [eq.drift(moments(t, dt, START, joint, y)[0], y)]
         sums = y * from_host(begins, y)
         last, end, z = tableau.stages - 1, tableau.solution, y
         for i in range(last):
@@ -158,20 +158,20 @@ def _combine(
     """
     if last and y is not None:
         return y + _combine(None, row, steps, stages)
-    if y is None:
-        first, *row = row  # pyright: ignore[reportAssignmentType]
-        y, steps = stages[first] * steps[0], steps[1:]
+    total = y
+    if total is None:
+        total, row, steps = stages[row[0]] * steps[0], row[1:], steps[1:]
     if row and isinstance(steps[0], float):
         for j, step in zip(row, steps, strict=False):
-            y = torch.add(y, stages[j], alpha=step)
-        return y
+            total = torch.add(total, stages[j], alpha=step)
+        return total
     for j, step in zip(row, steps, strict=False):
-        y = torch.addcmul(y, step, stages[j])
-    return y
+        total = torch.addcmul(total, step, stages[j])
+    return total
 
 
 def _weigh(row: Row, dt: Ticks, stages: tuple[Tensor, ...]) -> Tensor:
-    return _combine(None, row.index, factors(row.weights, dt, stages[0]), stages)
+    return _combine(None, row.stages, factors(row.weights, dt, stages[0]), stages)
 
 
 def _quartic(rise: Tensor, f0: Tensor, f1: Tensor, middle: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-__all__ = ["Progress", "TextProgress", "meter"]
+__all__ = ["Progress", "TextProgress", "meter_of"]
 
 
 class Progress(Protocol):
@@ -54,6 +54,6 @@ class TextProgress:
         self.stream.flush()
 
 
-def meter(progress: bool | Progress) -> Progress:
+def meter_of(progress: bool | Progress) -> Progress:
     """The meter that ``progress`` asks for."""
     return TextProgress() if isinstance(progress, bool) else progress

@@ -99,7 +99,7 @@ class Recorder:
             whole = ok if crossing is None else ~np.atleast_1d(crossing.rows)
             pairs = self.times.take(t, dt, end, ok, whole)
             if pairs is not None:
-                self._enter(pairs.index, pairs.row, pairs.t)
+                self._enter(pairs.number, pairs.row, pairs.t)
         elif self.every:
             rows = np.flatnonzero(ok & (accepted % self.every == 0))
             self._enter(accepted[rows] // self.every - 1, rows, end[rows])
@@ -156,7 +156,7 @@ class Recorder:
         t, dt = (torch.as_tensor(x, device=like.device).reshape(-1)[pairs.row] for x in (t, dt))
         wanted = torch.as_tensor(pairs.t, device=like.device)
         if self.moments is not None:
-            wanted = self.moments[pairs.index, pairs.row if self.moments.shape[1] > 1 else 0]
+            wanted = self.moments[pairs.number, pairs.row if self.moments.shape[1] > 1 else 0]
         whole = torch.as_tensor(pairs.theta == 1, device=like.device)
         theta = (wanted - t) / dt
         return (theta if self.moments is not None else torch.where(whole, 1.0, theta)).to(

@@ -57,13 +57,13 @@ class Pairs(NamedTuple):
     """Save requests that lie in one step.
 
     Attributes:
-        index: which request of the row, ``(P,)``.
+        number: which request of the row, ``(P,)``.
         row: which row, ``(P,)``.
         theta: position in the step, in (0, 1], float64 on the host.
         t: the requested times.
     """
 
-    index: np.ndarray
+    number: np.ndarray
     row: np.ndarray
     theta: np.ndarray
     t: np.ndarray

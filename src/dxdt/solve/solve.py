@@ -17,14 +17,14 @@ from dxdt.solve.compiled_gradient import run_differentiable
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.engine import CannotCompile, warn_once
-from dxdt.solve.equation import Equation, Rows
+from dxdt.solve.equation import Equation, Meter, Rows
 from dxdt.solve.event import Event, Watch
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
 from dxdt.solve.loop import run
 from dxdt.solve.mapped import fold, has_values, refuse_rule
 from dxdt.solve.plan import After, Attempt, Carry, Ends, Plan
-from dxdt.solve.progress import Progress, meter
+from dxdt.solve.progress import Progress, meter_of
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import Save, SaveTimes
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
@@ -110,7 +110,8 @@ def solve(
     y = layout.pack(y0)
     _check_values(y, max_steps, equation)
     check_noise(equation, solver, driver, controller, dt_row)
-    rows = Rows(equation, layout, args)
+    meter = Meter()
+    rows = Rows(equation, layout, args, meter=meter)
     if hasattr(equation, "diffusion"):
         rows.noise = _bind(driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
@@ -122,16 +123,16 @@ def solve(
     plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, watch=watch)
     outcome = _compiled(plan, inputs, rule, dt_row, recorder) if compile else None
     if outcome is not None:
-        return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
+        return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
     loop = _loop(progress, span)
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     if plan.scale is None and has_values(outcome.y) and not bool(torch.isfinite(outcome.y.detach()).all()):
         # Fixed steps are not looked at while they run: find where the bad rows failed, and stop them there.
-        rows.meter.evaluations = 0
+        meter.evaluations = 0
         recorder = _recorder(save, interval, layout)
         plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
         outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
-    return _finish(outcome, recorder, save, layout, interval, args, inputs, rows, throw)
+    return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
 
 
 def _expect(value: Any, kind: type, name: str, example: str) -> None:
@@ -232,7 +233,7 @@ def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:
 def _loop(progress: bool | Progress | None, span: Span) -> Callable[..., Carry]:
     if progress is None or progress is False:
         return run
-    bar = meter(progress)
+    bar = meter_of(progress)
     total = np.abs(span.t1 - span.t0)
 
     def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any]) -> Carry:
@@ -256,7 +257,7 @@ def _finish(
     interval: Interval,
     args: tuple[Any, ...],
     inputs: Inputs,
-    rows: Rows,
+    evaluations: int,
     throw: bool | None,
 ) -> Solution:
     carry = _as_rows(outcome.carry)
@@ -276,7 +277,8 @@ def _finish(
     path = _path(outcome, recorder, layout, interval) if save.dense else None
     joint = not layout.per_sample
     counts = [carry.attempts, carry.accepted, carry.attempts - carry.accepted]
-    stats = Stats(*(int(c[0]) if joint else torch.from_numpy(c.copy()) for c in counts), rows.meter.evaluations)
+    steps, accepted, rejected = (int(c[0]) if joint else torch.from_numpy(c.copy()) for c in counts)
+    stats = Stats(steps, accepted, rejected, evaluations)
     end = _end(outcome, carry, status, inputs)
     times, events = _events(outcome, recorder)
     solution = Solution(

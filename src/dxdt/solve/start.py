@@ -71,9 +71,8 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
     clock, joint = span.clock, not eq.layout.per_sample
     with torch.no_grad():
         y = y.detach()
-        if slope is None:
-            slope = eq.drift(*moments(span.t0, span.t0 * 0, START, joint, y), y)
-        slope = slope.detach()
+        here = moments(span.t0, span.t0 * 0, START, joint, y)[0]
+        slope = eq.drift(here, y) if slope is None else slope.detach()
         d0, d1 = clock.read(scale(y, y, y)), clock.read(scale(slope, y, y))
         small = (d0 < 1e-5) | (d1 < 1e-5)
         h = clock.where(small, 1e-6, 0.01 * d0 / clock.where(small, 1.0, d1))
@@ -82,7 +81,7 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
         signed = clock.where(span.t1 < span.t0, -h, h)
         (factor,) = factors(END, signed, y)
         ahead = scaled_sum(y, factor, slope)
-        change = eq.drift(*moments(span.t0, signed, END, joint, y), ahead) - slope
+        change = eq.drift(moments(span.t0, signed, END, joint, y)[0], ahead) - slope
         d2 = clock.read(scale(change, y, y)) / clock.where(h > 0, h, 1.0)
     steep = clock.maximum(d1, d2)
     steep = clock.where(clock.isfinite(steep), steep, 1e10)

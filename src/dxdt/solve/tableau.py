@@ -20,7 +20,7 @@ Number = int | float | Fraction
 class Row(NamedTuple):
     """The nonzero entries of a row of coefficients."""
 
-    index: tuple[int, ...]
+    stages: tuple[int, ...]
     weights: Table
 
     @classmethod
