@@ -24,7 +24,13 @@ from dxdt.solve.multistep import AdamsBashforth, AdamsBashforthMoulton
 from dxdt.solve.noise import Additive, Commutative, Diagonal, General, Scalar, Sum
 from dxdt.solve.noisy import Noisy
 from dxdt.solve.progress import TextProgress
-from dxdt.solve.reversible import AsynchronousLeapfrog, McCallumFoster, Reversible, ReversibleHeun
+from dxdt.solve.reversible import (
+    AsynchronousLeapfrog,
+    McCallumFoster,
+    ReversibleHeun,
+    ReversibleSolver,
+)
+from dxdt.solve.reversible_gradient import Reversible
 from dxdt.solve.save import Save
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
@@ -94,6 +100,7 @@ __all__ = [
     "Ralston",
     "Reversible",
     "ReversibleHeun",
+    "ReversibleSolver",
     "RungeKutta",
     "SDE",
     "SPaRK",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dxdt.ops.clock import Ticks
 from dxdt.solve.captured import captured
+from dxdt.solve.cotangents import Cotangents, added, vjp_of
 from dxdt.solve.gradient import Answers, Direct, Gradient, Inputs, Loop, Outcome, Outputs
 from dxdt.solve.plan import NOTHING, After, Attempt, Carry, Plan, Point, choose_state
 from dxdt.solve.record import Recorder, Request, Served
@@ -24,7 +25,7 @@ from dxdt.solve.solver import State
 from dxdt.solve.start import begin, start
 from dxdt.solve.step import propose, settle
 
-__all__ = ["Checkpointed"]
+__all__ = ["Begun", "Checkpointed", "Task", "Taped", "recomputed"]
 
 _EMPTY = torch.empty(0)
 
@@ -53,29 +54,32 @@ class Checkpointed(Gradient):
         if self.slots is not None:
             OnlineSlots(self.slots)
 
-    def run(
-        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
-    ) -> Outcome:
-        tensors = inputs.tensors()
-        if torch.is_grad_enabled():
-            captured(plan, inputs)
-        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-            with torch.no_grad():
-                return Direct().run(loop, plan, inputs, dt, recorder)
-        task = _Task(loop, plan, inputs, dt, recorder, self.slots)
-        outputs = _Function.apply(task, *tensors)
-        assert task.carry is not None
-        return Outcome(*outputs, task.carry)
+    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+        return recomputed(Task(loop, plan, inputs, dt, recorder, self.slots))
 
 
-class _Tape(NamedTuple):
+def recomputed(task: Task) -> Outcome:
+    """Solve; the outcome is differentiable by the task, where a derivative is wanted."""
+    plan, inputs = task.plan, task.inputs
+    tensors = inputs.tensors()
+    if torch.is_grad_enabled():
+        captured(plan, inputs)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        with torch.no_grad():
+            return Direct().run(task.loop, plan, inputs, task.dt, task.recorder)
+    y, values, starts, coefficients, times, origin = _Function.apply(task, *tensors)
+    assert task.carry is not None
+    return Outcome(y, values, starts, coefficients, times, origin, task.carry)
+
+
+class Taped(NamedTuple):
     """One accepted step without its tensors: the clocks of its attempt, and what was asked of it."""
 
     attempt: Attempt
     request: Request | None
 
 
-class _Begun(NamedTuple):
+class Begun(NamedTuple):
     """Where a step begins: state, solver state, origin, and where idle rows are parked."""
 
     y: Tensor
@@ -85,10 +89,11 @@ class _Begun(NamedTuple):
 
 
 @dataclass(eq=False)
-class _Task:
+class Task:
     """A solve whose accepted steps are on a tape.
 
     Attributes:
+        tape: a sequence of ``Taped``.
         again: steps taken again on the way back so far, those that are then differentiated apart.
     """
 
@@ -98,8 +103,8 @@ class _Task:
     dt: Ticks | None
     recorder: Recorder
     slots: int | None
-    tape: list[_Tape] = field(default_factory=list)
-    states: dict[int, _Begun] = field(default_factory=dict)
+    tape: Any = field(default_factory=list)
+    states: dict[int, Begun] = field(default_factory=dict)
     carry: Carry | None = None
     again: int = 0
 
@@ -117,8 +122,7 @@ class _Task:
             request = self.recorder.request(carry, attempt)
             if request is not None:
                 answers.add(self.recorder.serve(plan, attempt, after, request), attempt.at.y)
-            self._keep(len(self.tape), now, attempt, online)
-            self.tape.append(_Tape(_light(attempt, now), request))
+            self.enter(now, attempt, request, online)
 
         carry = self.loop(plan, before, observe)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
@@ -127,26 +131,29 @@ class _Task:
         before = self.carry
         return carry.y, *answers.stacked(), carry.origin
 
+    def enter(self, now: Carry, attempt: Attempt, request: Request | None, online: OnlineSlots | None) -> None:
+        """Put an accepted step on the tape, and its start where states are kept."""
+        self._keep(len(self.tape), now, attempt, online)
+        self.tape.append(Taped(_light(attempt, now), request))
+
     def _keep(self, index: int, now: Carry, attempt: Attempt, online: OnlineSlots | None) -> None:
         if online is None:
-            self.states[index] = _Begun(attempt.at.y, attempt.at.solver, attempt.origin)
+            self.states[index] = Begun(attempt.at.y, attempt.at.solver, attempt.origin)
             return
         gone = online.offer(index)
         if gone != index:
             assert now.park is not None
             park = (now.y, now.solver) if attempt.ok.all() else (now.park.y, now.park.solver)
-            self.states[index] = _Begun(now.y, now.solver, now.origin, park)
+            self.states[index] = Begun(now.y, now.solver, now.origin, park)
         if gone is not None and gone != index:
             del self.states[gone]
 
     def redo(
-        self, plan: Plan, recorder: Recorder, tape: _Tape, begun: _Begun, serve: bool = True
+        self, plan: Plan, recorder: Recorder, tape: Taped, begun: Begun, serve: bool = True
     ) -> tuple[After, Served]:
         """A step from its start: what follows it, and the answers."""
         light, request = tape
-        attempt = light._replace(
-            at=light.at._replace(y=begun.y, solver=begun.solver), origin=begun.origin
-        )
+        attempt = light._replace(at=light.at._replace(y=begun.y, solver=begun.solver), origin=begun.origin)
         attempt = attempt._replace(step=propose(plan, attempt))
         after = settle(plan, attempt)
         if request is None or not serve:
@@ -165,7 +172,7 @@ class _Task:
             now = _following(plan, tape.attempt, now, safe, after)
         return now.y, *answers.stacked(), now.origin
 
-    def _beginning(self, plan: Plan, y: Tensor) -> _Begun:
+    def _beginning(self, plan: Plan, y: Tensor) -> Begun:
         assert self.carry is not None
         origin = None
         if plan.ends is not None:
@@ -173,9 +180,9 @@ class _Task:
         elif self.carry.origin is not None:
             origin = torch.as_tensor(plan.span.t0, device=y.device).reshape(-1)
         solver = start(plan, plan.span.t0 if plan.ends is None else plan.ends.t0, y)
-        return _Begun(y, solver, origin, (y, solver))
+        return Begun(y, solver, origin, (y, solver))
 
-    def backwards(self, plan: Plan) -> Iterator[tuple[_Tape, _Begun]]:
+    def backwards(self, plan: Plan) -> Iterator[tuple[Taped, Begun]]:
         """The accepted steps from last to first, each with where it began."""
         stack = dict(self.states)
         for index in range(len(self.tape) - 1, -1, -1):
@@ -183,7 +190,7 @@ class _Task:
                 self._refill(plan, stack, index)
             yield self.tape[index], _safe(plan, self.tape[index].attempt, stack.pop(index))
 
-    def _refill(self, plan: Plan, stack: dict[int, _Begun], index: int) -> None:
+    def _refill(self, plan: Plan, stack: dict[int, Begun], index: int) -> None:
         """Form states again between the last checkpoint and ``index``, as the free slots allow."""
         last = max(i for i in stack if i < index)
         assert self.slots is not None
@@ -206,34 +213,26 @@ class _Task:
         assert self.carry is not None
         shared = [x for x in inputs.tensors()[1:] if x.requires_grad]
         totals: list[Tensor | None] = [None] * len(shared)
-        cots = _Cotangents.of(given, self.carry)
+        cots = Cotangents.of(given, self.carry)
         for tape, safe in self.backwards(plan):
             begun = _leaves(safe)
             with torch.enable_grad():
                 after, served = self.redo(plan, recorder, tape, begun)
             outs, pulls, path = cots.of_step(plan, tape.attempt.ok, after, served)
             entries = [begun.y, *begun.solver, *(() if begun.origin is None else (begun.origin,))]
-            pulled = _vjp(outs, [*entries, *shared], pulls)
-            back = [
-                torch.zeros_like(x) if g is None else g
-                for g, x in zip(pulled, entries, strict=False)
-            ]
+            pulled = vjp_of(outs, [*entries, *shared], pulls)
+            back = [torch.zeros_like(x) if g is None else g for g, x in zip(pulled, entries, strict=False)]
             if path is not None:
                 back[0] = back[0] + path
-            cots.enter(
-                [
-                    choose(tape.attempt.ok, new, old)
-                    for new, old in zip(back, cots.entries(), strict=True)
-                ]
-            )
-            totals = [_add(a, b) for a, b in zip(totals, pulled[len(entries) :], strict=True)]
+            cots.enter([choose(tape.attempt.ok, new, old) for new, old in zip(back, cots.entries(), strict=True)])
+            totals = [added(a, b) for a, b in zip(totals, pulled[len(entries) :], strict=True)]
         return self._pull_start(plan, inputs, cots, shared, totals)
 
     def _pull_start(
         self,
         plan: Plan,
         inputs: Inputs,
-        cots: _Cotangents,
+        cots: Cotangents,
         shared: list[Tensor],
         totals: list[Tensor | None],
     ) -> list[Tensor | None]:
@@ -242,16 +241,16 @@ class _Task:
             y = inputs.y.detach().requires_grad_()
             with torch.enable_grad():
                 state = self._beginning(plan, y).solver
-            pulled = _vjp(list(state), [y, *shared], list(cots.solver))
+            pulled = vjp_of(list(state), [y, *shared], list(cots.solver))
             gy = gy if pulled[0] is None else gy + pulled[0]
-            totals = [_add(a, b) for a, b in zip(totals, pulled[1:], strict=True)]
+            totals = [added(a, b) for a, b in zip(totals, pulled[1:], strict=True)]
         rest = iter(totals)
         out: list[Tensor | None] = [
             gy,
             *(next(rest) if x.requires_grad else None for x in inputs.tensors()[1:]),
         ]
         if inputs.ends is not None and inputs.ends.t0.requires_grad and cots.origin is not None:
-            out[1] = _add(out[1], cots.origin)
+            out[1] = added(out[1], cots.origin)
         return out
 
 
@@ -267,7 +266,7 @@ def _light(attempt: Attempt, now: Carry) -> Attempt:
     return attempt._replace(at=Point(t, dt, _EMPTY, ()), step=NOTHING, origin=None)
 
 
-def _safe(plan: Plan, attempt: Attempt, now: _Begun) -> _Begun:
+def _safe(plan: Plan, attempt: Attempt, now: Begun) -> Begun:
     """``now`` with idle rows where a derivative is harmless: parked, or where another row began."""
     ok = attempt.ok
     if ok.all() or now.park is None:
@@ -277,98 +276,33 @@ def _safe(plan: Plan, attempt: Attempt, now: _Begun) -> _Begun:
     rows = np.where(moved, np.arange(len(ok)), donor)
     y = choose(ok, now.y, choose(moved, now.park[0], now.y[rows]))
     idle = choose_state(plan, moved, now.park[1], tuple(s[rows] for s in now.solver))
-    return _Begun(y, choose_state(plan, ok, now.solver, idle), now.origin, now.park)
+    return Begun(y, choose_state(plan, ok, now.solver, idle), now.origin, now.park)
 
 
-def _following(plan: Plan, attempt: Attempt, now: _Begun, safe: _Begun, after: After) -> _Begun:
+def _following(plan: Plan, attempt: Attempt, now: Begun, safe: Begun, after: After) -> Begun:
     """Where the next step begins."""
     choose, ok = plan.span.clock.choose, attempt.ok
-    origin = (
-        now.origin
-        if after.origin is None or now.origin is None
-        else choose(ok, after.origin, now.origin)
-    )
+    origin = now.origin if after.origin is None or now.origin is None else choose(ok, after.origin, now.origin)
     park = None
     if now.park is not None:
         park = choose(ok, safe.y, now.park[0]), choose_state(plan, ok, safe.solver, now.park[1])
-    return _Begun(
-        choose(ok, after.y, now.y), choose_state(plan, ok, after.solver, now.solver), origin, park
-    )
+    return Begun(choose(ok, after.y, now.y), choose_state(plan, ok, after.solver, now.solver), origin, park)
 
 
-def _leaves(begun: _Begun) -> _Begun:
+def _leaves(begun: Begun) -> Begun:
     origin = None if begun.origin is None else begun.origin.detach().requires_grad_()
-    return _Begun(
+    return Begun(
         begun.y.detach().requires_grad_(),
         tuple(s.detach().requires_grad_() for s in begun.solver),
         origin,
     )
 
 
-@dataclass
-class _Cotangents:
-    """Cotangents on the way back: of what a step hands on, and of the answers still to be met."""
-
-    y: Tensor
-    solver: State
-    origin: Tensor | None
-    values: Tensor | None
-    starts: Tensor | None
-    coefficients: Tensor | None
-    times: Tensor | None
-    used: int
-    level: int
-    event: int
-
-    @classmethod
-    def of(cls, given: tuple[Tensor | None, ...], carry: Carry) -> _Cotangents:
-        y, values, starts, coefficients, times, origin = given
-        y = torch.zeros_like(carry.y) if y is None else y
-        if carry.origin is not None and origin is None:
-            origin = torch.zeros_like(carry.origin)
-        lengths = (0 if x is None else x.shape[0] for x in (values, coefficients, times))
-        solver = tuple(torch.zeros_like(s) for s in carry.solver)
-        return cls(y, solver, origin, values, starts, coefficients, times, *lengths)
-
-    def entries(self) -> list[Tensor]:
-        return [self.y, *self.solver, *(() if self.origin is None else (self.origin,))]
-
-    def enter(self, kept: list[Tensor]) -> None:
-        self.y = kept[0]
-        self.solver = tuple(kept[1 : 1 + len(self.solver)])
-        self.origin = None if self.origin is None else kept[-1]
-
-    def of_step(
-        self, plan: Plan, ok: Ticks, after: After, served: Served
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """Outputs of a step, their cotangents, and the cotangent of its start as a value of the path."""
-        outs = [after.y, *after.solver, *(() if after.origin is None else (after.origin,))]
-        pulls = [_masked(plan, ok, g) for g in self.entries()]
-        if served.values is not None and self.values is not None:
-            outs.append(served.values)
-            pulls.append(self.values[self.used - len(served.values) : self.used])
-            self.used -= len(served.values)
-        if served.time is not None and self.times is not None:
-            self.event -= 1
-            outs.append(served.time)
-            pulls.append(_masked(plan, ok, self.times[self.event]))
-        start = None
-        if served.coefficients is not None and self.coefficients is not None:
-            self.level -= 1
-            mask = torch.as_tensor(ok, device=self.y.device).reshape(-1, 1)
-            outs.append(served.coefficients)
-            pulls.append(torch.where(mask, self.coefficients[self.level], 0.0))
-            start = (
-                None if self.starts is None else torch.where(mask, self.starts[self.level], 0.0)
-            )
-        return outs, pulls, start
-
-
 class _Function(torch.autograd.Function):
     """The solve as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, task: Task, *tensors: Tensor) -> Any:
         ctx.task = task
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
@@ -376,7 +310,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:
-        task: _Task = ctx.task
+        task: Task = ctx.task
         saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             return (None, *_pull_again(task, saved, given))
@@ -386,9 +320,7 @@ class _Function(torch.autograd.Function):
         return (None, *task.pull(inputs, given))
 
 
-def _pull_again(
-    task: _Task, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]
-) -> list[Tensor | None]:
+def _pull_again(task: Task, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """Cotangents that can be differentiated again: through the whole record at once."""
     outs = task.replay(task.inputs.rebuilt(saved))
     pairs = [(o, g) for o, g in zip(outs, given, strict=True) if o is not None and g is not None]
@@ -403,22 +335,3 @@ def _pull_again(
         )
     )
     return [next(pulled) if x.requires_grad else None for x in saved]
-
-
-def _masked(plan: Plan, ok: Ticks, g: Tensor) -> Tensor:
-    return g if ok.all() else plan.span.clock.choose(ok, g, torch.zeros_like(g))
-
-
-def _vjp(outs: list[Tensor], inputs: list[Tensor], cots: list[Tensor]) -> list[Tensor | None]:
-    live = [(o, c) for o, c in zip(outs, cots, strict=True) if o.requires_grad]
-    if not live:
-        return [None] * len(inputs)
-    return list(
-        torch.autograd.grad([o for o, _ in live], inputs, [c for _, c in live], allow_unused=True)
-    )
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b

@@ -19,21 +19,19 @@ from dxdt.solve.explicit import RungeKutta
 from dxdt.solve.noisy import Noisy
 from dxdt.solve.solver import Solver, State, Step, hermite
 
-__all__ = ["AsynchronousLeapfrog", "McCallumFoster", "Reversible", "ReversibleHeun"]
+__all__ = ["AsynchronousLeapfrog", "McCallumFoster", "ReversibleHeun", "ReversibleSolver"]
 
 _LEAP = Table.of([0.5, 1.0])
 _HALF = Table.of([0.5])
 
 
-class Reversible(Solver):
+class ReversibleSolver(Solver):
     """Base of the methods whose steps have an exact inverse."""
 
     reversible: ClassVar[bool] = True
 
     @abstractmethod
-    def reverse(
-        self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks
-    ) -> tuple[Tensor, State]:
+    def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         """State and solver state at t, of the step over [t, t + dt] that ended with these.
 
         ``index`` counts the accepted steps before that step, as for ``step``.
@@ -42,7 +40,7 @@ class Reversible(Solver):
 
 @final
 @dataclass(frozen=True)
-class AsynchronousLeapfrog(Reversible):
+class AsynchronousLeapfrog(ReversibleSolver):
     """Asynchronous leapfrog (ALF, the method of MALI) on pairs (y, v), v(t0) = f(t0, y0).
 
         u = f(t + dt/2, y + dt v / 2),   v' = 2 u - v,   y' = y + dt u
@@ -77,9 +75,7 @@ class AsynchronousLeapfrog(Reversible):
         error = (u.detach() - v.detach()) * _constant(whole)
         return Step(new, error, (after,), (v, after))
 
-    def reverse(
-        self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks
-    ) -> tuple[Tensor, State]:
+    def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         (after,) = state
         half, whole = factors(_LEAP, -dt, y)
         (middle,) = moments(t, dt, _HALF, not eq.layout.per_sample, y)
@@ -92,7 +88,7 @@ class AsynchronousLeapfrog(Reversible):
 
 @final
 @dataclass(frozen=True)
-class ReversibleHeun(Reversible):
+class ReversibleHeun(ReversibleSolver):
     """Reversible Heun on (y, z, v), z(t0) = y(t0), v(t0) = f(t0, y0).
 
         z' = 2 y - z + dt v,   v' = f(t + dt, z'),   y' = y + dt (v + v') / 2
@@ -130,9 +126,7 @@ class ReversibleHeun(Reversible):
         error = eq.kicked(error, after[2].detach() - state[2].detach(), 0.5 * noise)
         return Step(new, error, after, ())
 
-    def reverse(
-        self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks
-    ) -> tuple[Tensor, State]:
+    def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         noise = None if eq.noise is None else eq.increment(t, dt, index).W
         return _heun(eq, t, dt, y, state, noise, back=True)
 
@@ -142,7 +136,7 @@ class ReversibleHeun(Reversible):
 
 @final
 @dataclass(frozen=True)
-class McCallumFoster(Reversible):
+class McCallumFoster(ReversibleSolver):
     """A reversible form of any explicit Runge-Kutta method, on pairs (y, z), z(t0) = y(t0).
 
         y' = lam y + (1 - lam) z + Psi_dt(t, z),   z' = z - Psi_{-dt}(t + dt, y')
@@ -208,9 +202,7 @@ class McCallumFoster(Reversible):
         back = self._inner(eq, t + dt, -dt, new, index)
         return Step(new, there.error, (z - (back.y - new),), (there.data[0], back.data[0]))
 
-    def reverse(
-        self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks
-    ) -> tuple[Tensor, State]:
+    def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         back = self._inner(eq, t + dt, -dt, y, index)
         z = state[0] + (back.y - y)
         there = self._inner(eq, t, dt, z, index)
