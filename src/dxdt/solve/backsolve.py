@@ -10,32 +10,28 @@ differentiation through the steps by the truncation error. Unstable where the ba
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import HOST, SINGLE, START, Ticks, from_host, moments
-from dxdt.ops.tree import Layout
+from dxdt.ops.clock import HOST, SINGLE, Ticks
+from dxdt.paths.increments import BoundIncrements
+from dxdt.solve.adjoint_rows import AdjointRows, NoisyAdjointRows
 from dxdt.solve.captured import captured
-from dxdt.solve.controller import Constant, Controller, Grid, Scale, Span
-from dxdt.solve.equation import Meter, Rows
+from dxdt.solve.controller import Constant, Controller, Grid, Span
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
 from dxdt.solve.plan import After, Attempt, Carry, Plan
 from dxdt.solve.record import Recorder
-from dxdt.solve.save import polynomial
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
+from dxdt.solve.stochastic import StochasticHeun, StochasticMidpoint
 
 __all__ = ["Backsolve"]
 
-# Gauss-Legendre nodes and weights on [0, 1] for the parameter integral over a step.
-_NODES, _WEIGHTS = (
-    0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1),
-    0.5 * np.polynomial.legendre.leggauss(4)[1],
-)
+_BACK = (StochasticHeun, StochasticMidpoint)
 
 
 @final
@@ -48,17 +44,21 @@ class Backsolve(Gradient):
     with ``seminorm`` the error control does not see it, because nothing depends on it (P. Kidger,
     R. Chen, T. Lyons, "'Hey, that's not an ODE': faster ODE adjoints via seminorms", ICML 2021).
     Samples with clocks of their own share no such state: there the integral is a Gauss quadrature
-    over the accepted steps, and never in the error control.
+    over the accepted steps, and never in the error control. With noise the adjoint is solved in
+    Stratonovich calculus (an Ito equation is converted) along the same path, and the integral is a
+    trapezoid rule over the steps.
 
     Args:
-        solver: method of the backward solve (default: that of the forward solve).
+        solver: method of the backward solve (default: that of the forward solve; with noise
+            ``StochasticMidpoint`` where the forward solve took it, else ``StochasticHeun``).
         controller: its step sizes (default: those of the forward solve).
         seminorm: leave the parameter integral out of the error control.
         max_steps: attempted steps between two save times.
         counts: a ``collections.Counter`` to which the backward solves add their ``evaluations``.
 
     Raises:
-        ValueError: with events, dense output or a random path, or with a grid and no controller.
+        ValueError: with events or dense output, with a grid and no controller, or along a random path of
+            Increments.
     """
 
     solver: Solver | None = None
@@ -67,11 +67,9 @@ class Backsolve(Gradient):
     max_steps: int = 1 << 20
     counts: Counter[str] | None = field(default=None, compare=False, repr=False)
 
-    def run(
-        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
-    ) -> Outcome:
+    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         if torch.is_grad_enabled():
-            self._check(plan, recorder)
+            self._check(plan, inputs, recorder)
             captured(plan, inputs)
         tensors = inputs.tensors()
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
@@ -82,20 +80,46 @@ class Backsolve(Gradient):
         assert task.carry is not None
         return Outcome(y, values, None, None, None, None, task.carry)
 
-    def _check(self, plan: Plan, recorder: Recorder) -> None:
+    def _check(self, plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
         remedy = "use gradient=dxdt.Checkpointed(slots=...) for bounded memory"
         if plan.watch is not None:
             raise ValueError(f"Backsolve does not differentiate through events: {remedy}")
         if recorder.dense:
-            raise ValueError(
-                f"Backsolve does not differentiate dense output: save at times, or {remedy}"
-            )
+            raise ValueError(f"Backsolve does not differentiate dense output: save at times, or {remedy}")
         if plan.equation.noise is not None:
-            raise ValueError(f"Backsolve does not reverse this random path: {remedy}")
+            self._check_noise(plan, inputs, remedy)
         if self.controller is None and isinstance(plan.controller, Grid):
             raise ValueError(
                 "Backsolve has no steps for its backward solve: give Backsolve(controller=...) with a grid of steps"
             )
+
+    def _check_noise(self, plan: Plan, inputs: Inputs, remedy: str) -> None:
+        path = plan.equation.noise
+        while hasattr(path, "inner"):
+            path = path.inner
+        if isinstance(path, BoundIncrements):
+            raise ValueError(
+                "Backsolve asks for the path on other steps than the forward solve, which Increments does not give: "
+                f"give driver=dxdt.Brownian(seed), or {remedy}"
+            )
+        if (self.controller or plan.controller).adaptive:
+            raise ValueError(
+                "Backsolve cannot adapt steps along a random path, because the noise of an adjoint does not commute: "
+                f"give Backsolve(controller=dxdt.Constant(dt)), or {remedy}"
+            )
+        if inputs.ends is not None or inputs.moments is not None:
+            raise ValueError(f"a random path has no derivative in time: give times that require none, or {remedy}")
+        if self.solver is not None and not isinstance(self.solver, _BACK):
+            raise ValueError(
+                f"Backsolve follows a random path by dxdt.StochasticHeun() or dxdt.StochasticMidpoint(), "
+                f"not by {type(self.solver).__name__}: give Backsolve(solver=...) one of them"
+            )
+
+    def back(self, plan: Plan) -> Solver:
+        """Method of the backward solve."""
+        if self.solver is not None:
+            return self.solver
+        return plan.solver if plan.equation.noise is None or isinstance(plan.solver, _BACK) else StochasticHeun()
 
 
 @dataclass(eq=False)
@@ -113,21 +137,19 @@ class _Task:
         self.carry = outcome.carry._replace(y=outcome.y.detach(), park=None)
         return outcome.y, outcome.values
 
-    def pull(
-        self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]
-    ) -> list[Tensor | None]:
+    def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         assert self.carry is not None
         shared = [x for x in (*_args(inputs), *inputs.params) if x.requires_grad]
-        adjoint = _AdjointRows(inputs.plan(self.plan).equation, shared, self.rule.seminorm)
+        equation = inputs.plan(self.plan).equation
+        kind = AdjointRows if equation.noise is None else NoisyAdjointRows
+        adjoint = kind(equation, shared, self.rule.seminorm)
         sweep = _Sweep(self, adjoint, self.plan)
         gy, gvalues = given
         y = self.carry.y
         gy = torch.zeros_like(y) if gy is None else torch.where(torch.isfinite(y), gy, 0.0)
         levels = _levels(self.recorder, self.plan)
         now = np.atleast_1d(np.array(self.carry.t))
-        ends = (
-            self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
-        )
+        ends = self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
         gmoments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
         state = adjoint.start(y, gy)
         for number, row, t in reversed(levels):
@@ -145,9 +167,7 @@ class _Task:
             state = adjoint.reseed(state, rows, values[wanted], cot)
             if gmoments is not None:
                 self._moment_gradients(gmoments, adjoint, now, number, row, values[wanted], cot)
-        state = sweep.back(
-            state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy()
-        )
+        state = sweep.back(state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy())
         if self.rule.counts is not None:
             self.rule.counts["evaluations"] += adjoint.meter.evaluations
         ga = adjoint.adjoint(state)
@@ -155,25 +175,19 @@ class _Task:
         out: list[Tensor | None] = [ga]
         if inputs.ends is not None:
             assert ends is not None
-            start = adjoint.slope(
-                np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), inputs.y.detach()
-            )
+            start = adjoint.slope(np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), inputs.y.detach())
             out += [-(ga * start).sum(-1).to(torch.float64), ends]
         if inputs.moments is not None:
             out.append(gmoments)
-        return out + [
-            next(totals) if x.requires_grad else None for x in (*_args(inputs), *inputs.params)
-        ]
+        return out + [next(totals) if x.requires_grad else None for x in (*_args(inputs), *inputs.params)]
 
-    def _end_gradients(
-        self, inputs: Inputs, adjoint: _AdjointRows, t: np.ndarray, y: Tensor, gy: Tensor
-    ) -> Tensor:
+    def _end_gradients(self, inputs: Inputs, adjoint: AdjointRows, t: np.ndarray, y: Tensor, gy: Tensor) -> Tensor:
         return (gy * adjoint.slope(t, y)).sum(-1).to(torch.float64)
 
     def _moment_gradients(
         self,
         out: Tensor,
-        adjoint: _AdjointRows,
+        adjoint: AdjointRows,
         now: np.ndarray,
         number: np.ndarray,
         row: np.ndarray,
@@ -211,121 +225,11 @@ def _levels(recorder: Recorder, plan: Plan) -> list[tuple[np.ndarray, np.ndarray
 
 
 @dataclass(eq=False)
-class _AdjointRows:
-    """State and adjoint as one equation on rows ``[y, a]``, or ``[y, a, parameter integral]``.
-
-    Attributes:
-        equation: the forward equation.
-        shared: tensors whose gradients are integrals.
-        seminorm: whether errors of the integrals do not count.
-        full: whether the integrals are part of the state (where there is one clock).
-    """
-
-    equation: Rows
-    shared: list[Tensor]
-    seminorm: bool
-
-    def __post_init__(self) -> None:
-        layout = self.equation.layout
-        self.full = layout.rows == 1
-        self.meter = Meter(checked=True)
-        self.noise = self.kind = None
-        self.sizes = [x.numel() for x in self.shared] if self.full else []
-        self.layout: Layout = replace(layout, size=2 * layout.size + sum(self.sizes))
-        self.sums = [torch.zeros_like(x) for x in self.shared]
-
-    def scale(self, controller: Controller) -> Scale | None:
-        """How errors are measured: tolerances of the state hold for its adjoint too, and the least
-        of them for the integrals where these count."""
-        scale = controller.scale(self.equation.layout)
-        if scale is None:
-            return None
-        n, extra = self.equation.layout.size, sum(self.sizes)
-        atol, rtol = (
-            torch.cat([x, x, x.min().expand(extra)]) if isinstance(x, Tensor) else x
-            for x in (scale.atol, scale.rtol)
-        )
-        if not (self.seminorm and extra):
-            return Scale(atol, rtol, scale.norm)
-        return Scale(atol, rtol, lambda ratio: scale.norm(ratio[:, : 2 * n]))
-
-    def start(self, y: Tensor, a: Tensor) -> Tensor:
-        """Rows at the end of the span; rows that failed are zero."""
-        y = torch.where(torch.isfinite(y), y, 0.0)
-        return torch.cat([y, a, y.new_zeros(y.shape[0], sum(self.sizes))], -1)
-
-    def reseed(self, state: Tensor, rows: Tensor, y: Tensor, cot: Tensor) -> Tensor:
-        """The stored state put back, the cotangent of the saved value added."""
-        n = self.equation.layout.size
-        state = state.clone()
-        state[rows, :n] = y
-        state[rows, n : 2 * n] += cot
-        return state
-
-    def adjoint(self, state: Tensor) -> Tensor:
-        """a, ``(R, n)``."""
-        n = self.equation.layout.size
-        return state[:, n : 2 * n]
-
-    def totals(self, state: Tensor) -> list[Tensor]:
-        """Gradients of the shared tensors."""
-        if not self.full:
-            return self.sums
-        pieces = state[0, 2 * self.equation.layout.size :].split(self.sizes)
-        return [p.reshape(x.shape).to(x.dtype) for p, x in zip(pieces, self.shared, strict=True)]
-
-    def slope(self, t: np.ndarray, y: Tensor) -> Tensor:
-        """f(t, y) at one time a row."""
-        t = t[0] if not self.layout.per_sample else t
-        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
-        with torch.no_grad():
-            return self.equation.drift(time, y)
-
-    def drift(self, t: Tensor, rows: Tensor) -> Tensor:
-        """Time derivative of [y, a, integrals]."""
-        self.meter.evaluations += 1
-        n = self.equation.layout.size
-        wanted = self.shared if self.full else []
-        with torch.enable_grad():
-            y = rows[:, :n].detach().requires_grad_()
-            f = self.equation.drift(t, y)
-            pulled = _vjp(f, [y, *wanted], -rows[:, n : 2 * n])
-        return torch.cat(
-            [f.detach(), pulled[0], *(p.reshape(1, -1).to(f.dtype) for p in pulled[1:])], -1
-        )
-
-    def accumulate(self, attempt: Attempt, dense: Tensor) -> None:
-        """Add int a^T df/dtheta over an accepted step, by Gauss quadrature on its dense output."""
-        at, n = attempt.at, self.equation.layout.size
-        ok = np.atleast_1d(attempt.ok)
-        length = np.where(ok, np.atleast_1d(at.dt), 0.0)
-        times = moments(at.t, at.dt, _NODES, not self.layout.per_sample, at.y)
-        for node, weight, time in zip(_NODES, _WEIGHTS, times, strict=True):
-            rows = at.y + polynomial(dense, from_host(np.full(len(ok), node), at.y))
-            factor = from_host(-weight * length, at.y)[:, None]
-            self.meter.evaluations += 1
-            with torch.enable_grad():
-                f = self.equation.drift(time, rows[:, :n].detach())
-                pulled = _vjp(f, self.shared, factor * rows[:, n : 2 * n])
-            for total, p in zip(self.sums, pulled, strict=True):
-                total += p
-
-
-def _vjp(f: Tensor, inputs: list[Tensor], cot: Tensor) -> list[Tensor]:
-    if not inputs:
-        return []
-    if not f.requires_grad:
-        return [torch.zeros_like(x) for x in inputs]
-    pulled = torch.autograd.grad(f, inputs, cot, allow_unused=True)
-    return [torch.zeros_like(x) if p is None else p for p, x in zip(pulled, inputs, strict=True)]
-
-
-@dataclass(eq=False)
 class _Sweep:
     """The backward solve, segment by segment."""
 
     task: _Task
-    adjoint: _AdjointRows
+    adjoint: AdjointRows
     plan: Plan
     dt: Any = None
 
@@ -337,7 +241,7 @@ class _Sweep:
         joint = not adjoint.layout.per_sample
         span = Span(SINGLE, now[0], goal[0]) if joint else Span(HOST, now, goal)
         controller = rule.controller or plan.controller
-        solver = rule.solver or plan.solver
+        solver = rule.back(plan)
         integrates = bool(adjoint.shared) and not adjoint.full
         back = Plan(
             adjoint,  # pyright: ignore[reportArgumentType]
@@ -352,20 +256,12 @@ class _Sweep:
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
             if integrates and attempt.ok.any():
-                adjoint.accumulate(
-                    attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y)
-                )
+                adjoint.accumulate(attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y))
             if controller.adaptive:
                 self.dt = np.abs(carry.dt)
 
         carry = self.task.loop(back, begin(back, state, dt), observe)
-        self.dt = (
-            None
-            if self.dt is None
-            else np.where(np.abs(self.dt) > 0, self.dt, 1e-6)
-            if not joint
-            else self.dt
-        )
+        self.dt = None if self.dt is None else np.where(np.abs(self.dt) > 0, self.dt, 1e-6) if not joint else self.dt
         return carry.y
 
 
@@ -390,9 +286,7 @@ class _Function(torch.autograd.Function):
             (saved[ctx.count] if len(saved) > ctx.count else None),
         )
         params = len(task.inputs.params)
-        leaves = [
-            x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]
-        ]
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]]
         inputs = task.inputs.rebuilt([*leaves, *tensors[len(tensors) - params :]])
         with torch.no_grad():
             pulled = task.pull(inputs, values, given)
