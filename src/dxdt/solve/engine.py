@@ -283,12 +283,18 @@ def identity(f: Any, depth: int = 4) -> Any:
 def _static(controller: Controller) -> tuple[Controller, Any]:
     """The controller without what is passed as an input, and that input's table."""
     if isinstance(controller, PID):
-        return replace(controller, rtol=1.0, atol=1.0), None
+        numbers = isinstance(controller.rtol, float) and isinstance(controller.atol, float)
+        return _same_tolerances(controller) if numbers else replace(controller, rtol=1.0, atol=1.0), None
     if isinstance(controller, Grid):
         return _GRID, controller.times
     if isinstance(controller, Constant):
         return Constant(), None
     raise CannotCompile(f"{type(controller).__name__} has no compiled form yet")
+
+
+@lru_cache(maxsize=256)
+def _same_tolerances(controller: PID) -> PID:
+    return replace(controller, rtol=1.0, atol=1.0)
 
 
 _GRID = Grid([0.0, 1.0])

@@ -116,7 +116,8 @@ def solve(
         rows.noise = _bind(driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
-    parameters = tuple({id(p): p for p in (*rows.parameters(), *(params or ()))}.values())
+    found = (*rows.parameters(), *(params or ())) if torch.is_grad_enabled() else ()
+    parameters = tuple({id(p): p for p in found}.values())
     inputs = Inputs(y, ends, recorder.moments, args, parameters)
     watch = _watch(event, rows)
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
