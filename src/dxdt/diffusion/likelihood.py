@@ -116,7 +116,7 @@ class BitsPerDim:
     evaluations: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} +- {self.standard_error:.3f} bits/dim"
+        return f"{self.mean:.3f} ± {self.standard_error:.3f} bits/dim"
 
 
 def log_likelihood(

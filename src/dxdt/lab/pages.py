@@ -161,7 +161,7 @@ _SIMULATED = [
     "and not the curve, it can go on after the last reading it saw.",
 ]
 _MEASURED = [
-    "The same on a real pendulum, filmed by Schmidt and Lipson (2009): readings at irregular "
+    "The same on a real pendulum, measured by Schmidt and Lipson (2009): readings at irregular "
     "times, with the errors of a real measurement. The whole blue curve is one solution from one "
     "initial state, so small errors of the law add up to a slow drift of the phase.",
 ]

@@ -61,7 +61,7 @@ def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
 def side_by_side(path: Path, sets: Mapping[str, Tensor], *, columns: int = 10) -> None:
     """Write sets of images (n, 1, h, w) in [0, 1] next to each other, each under its name."""
     with mpl.rc_context(_STYLE):
-        figure = _figure(3.5 * len(sets), 3.75)
+        figure = _figure(3.5 * len(sets), 3.85)
         axes = figure.subplots(1, len(sets), squeeze=False)[0]
         for axis, (title, images) in zip(axes, sets.items(), strict=True):
             _show(axis, tile(images, columns), title)
