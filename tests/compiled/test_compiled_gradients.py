@@ -178,3 +178,65 @@ def test_values_before_a_failure_count(traced, strict):
         grads.append(torch.autograd.grad(kept.square().sum(), (y0, rate)))
     for g, w in zip(*grads, strict=True):
         assert torch.isfinite(g).all() and torch.allclose(g, w, rtol=1e-10, atol=1e-10)
+
+
+def timed(t, y):
+    t = t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
+    return torch.sin(3 * t) * y + torch.cos(y)
+
+
+def pulled_times(per_sample, ends, times, compile, save=None, **options):
+    """Gradients of the state, the ends of the span and the save times, where wanted."""
+    y0, rows = start(3, 2).requires_grad_(), 3 if per_sample else 1
+    t0 = torch.tensor([0.0, 0.1, 0.2][:rows], dtype=F64).squeeze()
+    t1 = torch.tensor([1.0, 1.2, -0.9][:rows], dtype=F64).squeeze()
+    inputs = [y0, *((t0.requires_grad_(), t1.requires_grad_()) if ends else ())]
+    if save is None:
+        span = (t1 - t0).detach()
+        save = t0.detach() + span * torch.linspace(0, 1, 5, dtype=F64).reshape((5,) + (1,) * span.dim())
+        if times:
+            inputs.append(save.requires_grad_())
+    gradient = None if compile else Checkpointed()
+    options = dict(per_sample=per_sample, compile=compile, gradient=gradient, save=save, **options)
+    sol = dxdt.solve(ODE(timed), y0, (t0, t1), **options)
+    return torch.autograd.grad(value(sol), inputs)
+
+
+TIMES = {
+    "ends-and-times-rows": (True, True, True, ADAPTIVE | {"per_sample": None}),
+    "times-joint": (False, False, True, dict(solver=Heun(), dt=0.1)),
+    "ends-saved-inside": (False, True, False, dict(solver=Bosh3())),
+    "ends-every-step": (True, True, False, dict(solver=Heun(), dt=0.3, save=Save(steps=True, end=True))),
+    "ends-dense": (False, True, False, dict(solver=Bosh3(), save=Save(dense=True, end=True))),
+    "more-than-a-chunk": (False, True, True, dict(solver=Heun(), dt=0.003)),
+    "one-step": (True, True, True, dict(solver=dxdt.RK4(), dt=5.0)),
+}
+
+
+def expect_same_time_gradients(name):
+    per_sample, ends, times, options = TIMES[name]
+    options = {k: v for k, v in options.items() if k != "per_sample"}
+    given, wanted = (pulled_times(per_sample, ends, times, c, **options) for c in (True, False))
+    for g, w in zip(given, wanted, strict=True):
+        assert torch.allclose(g, w, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(TIMES))
+def test_gradients_of_times(name, traced, strict):
+    expect_same_time_gradients(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(TIMES))
+def test_compiled_gradients_of_times(name, strict):
+    expect_same_time_gradients(name)
+
+
+def test_parameters_changed_before_the_backward_pass(traced, strict):
+    """An error as in eager code, never the gradient at other parameters."""
+    net = Net()
+    sol = dxdt.solve(ODE(lambda t, y: net(t, y, 1.0)), start(3, 2), (0.0, 1.0), dt=0.25, compile=True)
+    with torch.no_grad():
+        net.inner.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        sol.ys.sum().backward()

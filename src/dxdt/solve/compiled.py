@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate
 
-__all__ = ["Forward", "check_field", "compilable", "run_compiled", "undone"]
+__all__ = ["Asked", "Forward", "check_field", "compilable", "run_compiled", "undone"]
 
 # Fields that were looked at, by what identifies them, and why they must run eager.
 _checked: dict[Any, str] = {}
@@ -97,6 +97,23 @@ def undone(plan: Plan, recorder: Recorder) -> Generator[None]:
         raise
 
 
+class Asked(NamedTuple):
+    """Values that were taken from the steps of a chunk.
+
+    Attributes:
+        slot, row: which step of which row.
+        theta: place in the step, in (0, 1].
+        request: which of the given times it answers.
+        ends: whether they are ends of steps, whatever the time.
+    """
+
+    slot: np.ndarray
+    row: np.ndarray
+    theta: np.ndarray
+    request: np.ndarray
+    ends: bool
+
+
 @dataclass
 class Forward:
     """Answers of a compiled solve, gathered chunk by chunk.
@@ -112,7 +129,7 @@ class Forward:
     starts: list[Tensor] = field(default_factory=list)
     coefficients: list[Tensor] = field(default_factory=list)
     tape: list[tuple[Records, int]] = field(default_factory=list)
-    pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray, bool]] = field(default_factory=list)
+    pairs: list[Asked] = field(default_factory=list)
     carry: Carry | None = None
     attempts: int = 0
 
@@ -181,12 +198,12 @@ class Forward:
         slot, row = np.nonzero(ok & (count % every == 0))
         self._enter(count[slot, row] // every - 1, row, end[slot, row])
         self.values.append(self._ends(chunk)[torch.from_numpy(slot), torch.from_numpy(row)])
-        self.pairs.append((slot, row, np.ones(len(slot)), True))
+        self.pairs.append(Asked(slot, row, np.ones(len(slot)), slot * 0, True))
 
     def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
         slot, row, index, wanted = _due(times, end)
         if not len(slot):
-            self.pairs.append((slot, row, wanted, False))
+            self.pairs.append(Asked(slot, row, wanted, index, False))
             return
         records = chunk.records
         assert records is not None
@@ -200,7 +217,7 @@ class Forward:
             dense = records.coefficients[at[0], :, at[1]].movedim(1, 0)
         y0, y1 = records.y[at], self._ends(chunk)[at]
         self.values.append(interpolate(y0, y1, dense, from_host(theta, y0)))
-        self.pairs.append((slot, row, theta, False))
+        self.pairs.append(Asked(slot, row, theta, index, False))
 
     def _enter(self, index: np.ndarray, row: np.ndarray, t: np.ndarray) -> None:
         self.recorder.index.append(index)

@@ -19,13 +19,14 @@ from dxdt.ops.clock import from_host
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
 from dxdt.solve.checkpointed import Checkpointed
-from dxdt.solve.compiled import Forward, check_field, compilable, undone
+from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
 from dxdt.solve.engine import Program, Records, prepare
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.reverse_chunk import Holder, Taken
+from dxdt.solve.time_cotangents import TimeCotangents
 
 __all__ = ["run_differentiable"]
 
@@ -38,8 +39,6 @@ def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt
     """
     if gradient is not None and gradient != Checkpointed():
         raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
-    if inputs.ends is not None or inputs.moments is not None:
-        raise CannotCompile("gradients with respect to times have no compiled form yet")
     with undone(plan, recorder):
         compilable(plan)
         check_field(plan, inputs.y)
@@ -98,7 +97,8 @@ class _Task:
     def __post_init__(self) -> None:
         equation, inputs = self.plan.equation, self.inputs
         self.holder, self.names = _hold(equation.equation.field, equation.modules(), inputs.params)
-        self.shared = inputs.tensors()[1:]
+        times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
+        self.shared = inputs.tensors()[1 + times :]
 
     def solve(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         plan, y = self.plan, self.inputs.y.detach()
@@ -111,26 +111,34 @@ class _Task:
         self.outcome = self.outcome._replace(carry=outcome.carry._replace(y=outcome.y.detach()))
         return outcome.y, outcome.values, outcome.starts, outcome.coefficients
 
-    def pull(self, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    def pull(self, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Cotangents of the inputs from those of the outputs."""
         forward, program = self.forward, self.program
         assert forward is not None and program is not None
         args = _detached(self.plan.equation.args)
-        shared = tuple(x.detach() for x in self.shared)
+        shared = tuple(x.detach() for x in saved[len(saved) - len(self.shared) :])
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
-        for taken in self._taken(given):
+        times = TimeCotangents.of(self.inputs, self.plan, forward.tape)
+        for entry in self._entries(given, times):
+            taken = entry.taken()
+            clocks = None if times is None else times.buffers(taken.t)
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
             last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
-            gy, *rest = program.pull(self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals)
+            gy, *rest = program.pull(
+                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks
+            )
             totals = tuple(rest)
+            if times is not None and clocks is not None:
+                times.enter(entry.kept(), clocks)
         return [
             gy,
+            *(() if times is None else times.found()),
             *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True)),
         ]
 
-    def _taken(self, given: tuple[Tensor | None, ...]) -> Iterator[Taken]:
+    def _entries(self, given: tuple[Tensor | None, ...], times: TimeCotangents | None) -> Iterator[_Entry]:
         """The steps of each chunk from last to first, with the cotangents that enter there."""
         forward = self.forward
         assert forward is not None
@@ -140,15 +148,20 @@ class _Task:
         asked = forward.pairs or [None] * len(forward.tape)
         for (records, count), pairs in zip(reversed(forward.tape), reversed(asked), strict=True):
             entry = _Entry.of(records, count)
+            if times is not None:
+                times.turn(records, count)
             if pairs is not None and gvalues is not None:
-                entry.answer(*pairs, gvalues[used - len(pairs[0]) : used])
-                used -= len(pairs[0])
+                g = gvalues[used - len(pairs.slot) : used]
+                used -= len(pairs.slot)
+                if times is not None:
+                    times.answer(pairs, g)
+                entry.answer(pairs, g, exact=self.inputs.moments is None)
             if gcoefficients is not None:
                 some = np.flatnonzero((records.dt[:count].numpy() != 0).any(1))
                 mine = slice(level - len(some), level)
                 entry.path(some, gcoefficients[mine], None if gstarts is None else gstarts[mine])
                 level -= len(some)
-            yield entry.taken()
+            yield entry
 
 
 @dataclass
@@ -173,9 +186,10 @@ class _Entry:
             None if held is None else torch.zeros_like(held[:count]),
         )
 
-    def answer(self, slot: np.ndarray, row: np.ndarray, theta: np.ndarray, ends: bool, g: Tensor) -> None:
-        """Saved values: at the end of a step, or inside it."""
-        whole = np.ones(len(slot), dtype=bool) if ends else theta == 1
+    def answer(self, asked: Asked, g: Tensor, exact: bool) -> None:
+        """Saved values: at the end of a step, or inside it (all of them, if not ``exact``)."""
+        slot, row, theta, _, ends = asked
+        whole = np.ones(len(slot), dtype=bool) if ends else (theta == 1) & exact
         at = lambda mask: (torch.from_numpy(slot[mask]), torch.from_numpy(row[mask]))  # noqa: E731
         self.end.index_put_(at(whole), g[torch.from_numpy(whole)], accumulate=True)
         if whole.all():
@@ -194,6 +208,10 @@ class _Entry:
         self.coefficients.index_add_(0, index, g)
         if gstart is not None:
             self.start.index_add_(0, index, gstart)
+
+    def kept(self) -> np.ndarray:
+        """The attempts that some row accepted."""
+        return np.flatnonzero((self.records.dt[: self.count].numpy() != 0).any(1))
 
     def taken(self) -> Taken:
         """The chunk without attempts that nobody accepted.
@@ -237,10 +255,11 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Any:
         ctx.task = task
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
         return task.solve()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (None, *ctx.task.pull(given))
+        return (None, *ctx.task.pull(ctx.saved_tensors, given))

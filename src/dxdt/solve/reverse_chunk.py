@@ -6,7 +6,7 @@ autograd where it has no compiled form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from dxdt.ops.tree import Layout, flatten
 from dxdt.solve.equation import ODE, Rows
 from dxdt.solve.solver import Solver
 
-__all__ = ["Holder", "Taken", "reverse"]
+__all__ = ["Holder", "Taken", "any_length", "reverse"]
 
 
 class Holder(nn.Module):
@@ -32,6 +32,13 @@ class Holder(nn.Module):
     def forward(self, *given: Any) -> Any:
         """The field's value."""
         return self.called[0](*given)
+
+
+def any_length(parts: Iterable[Tensor | None]) -> None:
+    """Let the first size of tensors vary between calls of a program."""
+    for x in parts:
+        if x is not None:
+            torch._dynamo.mark_dynamic(x, 0)
 
 
 class Taken(NamedTuple):
@@ -49,9 +56,7 @@ class Taken(NamedTuple):
         """The same for a program that serves any number of steps: at least two slots, since
         compilers make a size of one a special case."""
         parts = [x if x is None or len(x) > 1 else torch.cat([x, x]) for x in self]
-        for x in parts:
-            if x is not None:
-                torch._dynamo.mark_dynamic(x, 0)
+        any_length(parts)
         return Taken(*parts)  # pyright: ignore[reportArgumentType]
 
 
@@ -67,10 +72,12 @@ def reverse(
     last: Tensor,
     gy: Tensor,
     totals: Any,
+    clocks: tuple[Tensor, Tensor] | None,
 ) -> Any:
     """Cotangents of the start of a chunk and of what its steps share, from those of its end.
 
-    ``last`` is the place of the last step in ``taken``.
+    ``last`` is the place of the last step in ``taken``. Those of the starts and lengths of its
+    steps are written into ``clocks``, two buffers ``(K, R)``, where they are wanted.
     """
     leaves, spec = flatten(args)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
@@ -97,7 +104,12 @@ def reverse(
         if dense:
             assert taken.coefficients is not None
             cots.append(taken.coefficients.index_select(0, slot)[0])
-        back, *rest = pull(lambda y, *inner: step(t, dt, y, *inner), (y, *shared), tuple(cots))
+        if clocks is None:
+            back, *rest = pull(lambda *at: step(t, dt, *at), (y, *shared), tuple(cots))
+        else:
+            gt, gdt, back, *rest = pull(step, (t, dt, y, *shared), tuple(cots))
+            clocks[0].index_put_((i,), torch.where(dt != 0, gt, 0.0))
+            clocks[1].index_put_((i,), torch.where(dt != 0, gdt, 0.0))
         return (
             i - 1,
             torch.where(ok, back + begin_, gy),
