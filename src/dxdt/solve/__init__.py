@@ -31,6 +31,7 @@ from dxdt.solve.reversible import (
     ReversibleSolver,
 )
 from dxdt.solve.reversible_gradient import Reversible
+from dxdt.solve.revisit import Revisit
 from dxdt.solve.save import Save
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
@@ -101,6 +102,7 @@ __all__ = [
     "Reversible",
     "ReversibleHeun",
     "ReversibleSolver",
+    "Revisit",
     "RungeKutta",
     "SDE",
     "SPaRK",

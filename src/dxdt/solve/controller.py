@@ -40,12 +40,14 @@ class Decision(NamedTuple):
         dt: signed length of the next attempt.
         state: controller state.
         failed: give this row up.
+        full: whether that is for want of room to remember rejected steps (see ``Revisit``), or None.
     """
 
     accept: Ticks
     dt: Ticks
     state: tuple[Ticks, ...]
     failed: Ticks
+    full: Ticks | None = None
 
 
 class Scale(NamedTuple):

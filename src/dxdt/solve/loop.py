@@ -64,6 +64,8 @@ def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
         attempt = _landed(plan, attempt)
     attempts, accepted = c.attempts + running, c.accepted + ok
     status = _status(plan, c, attempt.last, running & decision.failed, error, decision.dt, attempts, running)
+    if decision.full is not None:
+        status = clock.where(running & decision.full, status * 0 + Status.REVISITS.code, status)
     control = tuple([clock.where(running, new, old) for new, old in zip(decision.state, c.control, strict=True)])
     clocks = Clocks(attempt.landed, decision.dt, control, status, c.since, c.sides)
     if plan.watch is not None:

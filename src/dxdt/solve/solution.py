@@ -27,6 +27,7 @@ class Status(Enum):
     STEP_TOO_SMALL = "needed a step below the smallest allowed: the problem is stiff or singular there, or the tolerances are too tight"
     NO_STEP = "was given a next step that does not lead towards its end: the controller is wrong"
     EVENT = "was stopped by an event"
+    REVISITS = "rejected more steps in a row than Revisit remembers: raise its depth, or loosen the tolerances"
 
     @property
     def code(self) -> int:

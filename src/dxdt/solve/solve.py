@@ -109,7 +109,7 @@ def solve(
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
     _check_values(y, max_steps, equation)
-    check_noise(equation, solver, driver, controller, dt_row)
+    controller = check_noise(equation, solver, driver, controller, dt_row)
     meter = Meter()
     rows = Rows(equation, layout, args, meter=meter)
     if hasattr(equation, "diffusion"):

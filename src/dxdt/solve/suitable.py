@@ -7,17 +7,16 @@ from typing import Any
 from dxdt.solve.controller import Controller
 from dxdt.solve.equation import Equation, Ito
 from dxdt.solve.noisy import Noisy
+from dxdt.solve.revisit import Revisit
 from dxdt.solve.solver import Solver
 
 __all__ = ["check_noise"]
 
 
-def check_noise(
-    equation: Equation, solver: Solver, driver: Any, controller: Controller, dt: Any
-) -> None:
+def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Controller, dt: Any) -> Controller:
     """Raise TypeError or ValueError, with the remedy, unless these can solve the equation.
 
-    An equation without noise must come with a solver that needs none, and without a driver.
+    Returns the controller, made to revisit where noise that does not commute needs it.
     """
     name = type(solver).__name__
     if not hasattr(equation, "diffusion"):
@@ -26,7 +25,7 @@ def check_noise(
                 f"{name} solves stochastic equations: use dxdt.Tsit5() for an ODE, "
                 f"or give the equation its noise as dxdt.SDE(f, g)"
             )
-        return
+        return controller
     claims = solver.noisy
     if claims is None:
         raise ValueError(
@@ -48,8 +47,13 @@ def check_noise(
             f"solve dxdt.{convert}(equation), or use a solver for {has} equations"
         )
     _check_driver(name, claims, driver, controller)
-    if controller.adaptive:
-        _check_adaptive(name, equation, dt)
+    if not controller.adaptive:
+        return controller
+    if dt is None:
+        raise ValueError(f"{name} with noise has no rule for a first step: give dt beside the controller")
+    if equation.noise.commutative or isinstance(controller, Revisit):
+        return controller
+    return Revisit(controller)
 
 
 def _check_driver(name: str, claims: Noisy, driver: Any, controller: Controller) -> None:
@@ -73,19 +77,5 @@ def _check_driver(name: str, claims: Noisy, driver: Any, controller: Controller)
         )
     if claims.inside:
         raise ValueError(
-            f"{name} asks for the noise of parts of a step, which {kind} does not give: "
-            f"give driver=dxdt.Brownian(seed)"
-        )
-
-
-def _check_adaptive(name: str, equation: Equation, dt: Any) -> None:
-    if dt is None:
-        raise ValueError(
-            f"{name} with noise has no rule for a first step: give dt beside the controller"
-        )
-    if not equation.noise.commutative:
-        raise ValueError(
-            f"adaptive steps forget what rejected steps saw of {equation.noise!r}, which does not "
-            f"commute, and so converge to another solution: give dt without a controller, or "
-            f"declare dxdt.Commutative(m) if the noise commutes"
+            f"{name} asks for the noise of parts of a step, which {kind} does not give: give driver=dxdt.Brownian(seed)"
         )
