@@ -232,7 +232,7 @@ CASES = [
         solver=Dopri8(),
         controller=PID(rtol=1e-9, atol=1e-9),
         dt=0.01,
-        save=Save(start=True, steps=True, every=2, end=True),
+        save=Save(start=True, times=[0.3, 2.2], end=True),
     ),
 ]
 
@@ -244,6 +244,8 @@ def run(case, compile):
 def gap(a, b):
     """The largest difference in units of the largest value; NaN stands at the same places."""
     assert a.shape == b.shape and a.dtype == b.dtype
+    if not a.numel():
+        return 0.0
     if not a.dtype.is_complex:
         a, b = a.double(), b.double()
     assert torch.equal(a.isnan(), b.isnan())

@@ -254,3 +254,29 @@ def test_errors_of_the_field_are_its_own(traced):
         answer(wrong, True, False)
     with pytest.raises(ValueError, match="return the time derivative of each entry"):
         answer(lambda t, y: y[:2], True, False)
+
+
+def test_transforms_run_eager(traced):
+    y = torch.tensor(START, dtype=torch.float64)
+
+    def end(y, compile=True):
+        options = dict(solver=Heun(), dt=0.1, compile=compile)
+        return dxdt.solve(ODE(lambda t, y: torch.sin(y)), y, (0.0, 1.0), **options).ys[-1]
+
+    jacobian = torch.func.jacrev(lambda y: end(y, False))(y)
+    with pytest.warns(RuntimeWarning, match="runs eager: transforms"):
+        assert torch.allclose(torch.func.jacrev(end)(y), jacobian)
+    _, tangent = torch.func.jvp(end, (y,), (torch.ones_like(y),))
+    assert torch.allclose(tangent, jacobian.sum(1))
+    assert torch.allclose(torch.func.grad(lambda y: end(y).sum())(y), jacobian.sum(0))
+    assert torch.allclose(torch.vmap(end)(torch.stack([y, 2 * y]))[0], end(y, False))
+    assert not traced
+
+
+def test_second_derivatives_are_refused(traced):
+    """First ones may be formed with ``create_graph``; they may not be differentiated."""
+    y = torch.tensor(START, requires_grad=True)
+    sol = dxdt.solve(ODE(lambda t, y: torch.sin(y)), y, (0.0, 1.0), solver=Heun(), dt=0.1, compile=True)
+    (g,) = torch.autograd.grad(sol.ys.sum(), y, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives .* compile=False"):
+        g.sum().backward()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dxdt.ops.clock import from_host
 from dxdt.solve.engine import Chunk, Records, chunks, identity
@@ -35,6 +36,9 @@ def compilable(plan: Plan) -> None:
     """
     if type(plan.equation.equation) is not ODE:
         raise CannotCompile(f"{type(plan.equation.equation).__name__} has no compiled form yet")
+    stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    if stack is not None or forward_ad._current_level >= 0:
+        raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
     if plan.watch is not None:
         raise CannotCompile("events have no compiled form yet")
     if plan.equation.layout.device.type != "cpu":

@@ -260,6 +260,24 @@ class _Function(torch.autograd.Function):
         return task.solve()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return (None, *ctx.task.pull(ctx.saved_tensors, given))
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            pulled = ctx.task.pull(saved, given)
+        if torch.is_grad_enabled():
+            pulled = [None if g is None else _Once.apply(g, *saved, *given) for g in pulled]
+        return (None, *pulled)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that may not be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, *inputs: Tensor | None) -> Tensor:
+        return g.view_as(g)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
+        raise RuntimeError(
+            "second derivatives of a solve have no compiled form: solve with compile=False where you need them"
+        )
