@@ -214,3 +214,30 @@ def test_other_solvers_are_refused():
     y = torch.ones(2, dtype=F64, requires_grad=True)
     with pytest.raises(ValueError, match=r"Tsit5 is not: use dxdt.ReversibleHeun\(\)"):
         dxdt.solve(dxdt.ODE(lambda t, y: -y), y, (0.0, 1.0), gradient=dxdt.Reversible())
+
+
+def test_effectively_symmetric_steps_are_undone_to_order_five():
+    def trip(dt: float) -> float:
+        field = Oscillators()
+        equation = dxdt.ODE(lambda t, y: field(t, y, torch.tensor(0.7, dtype=F64)))
+        y = torch.linspace(-1, 1, 8, dtype=F64).reshape(2, 4)
+        with torch.no_grad():
+            end = dxdt.solve(equation, y, (0.0, 2.0), dt=dt, solver=dxdt.EES25()).ys[-1]
+            back = dxdt.solve(equation, end, (2.0, 0.0), dt=dt, solver=dxdt.EES25()).ys[-1]
+        return float((back - y).abs().max())
+
+    assert 2**4.5 < trip(0.1) / trip(0.05) < 2**5.7
+    direct = gradients(dxdt.EES25(), dxdt.Direct(), dt=0.05)
+    assert 1e-12 < gap(gradients(dxdt.EES25(), dxdt.Reversible(), dt=0.05), direct) < 1e-6
+
+
+def test_effectively_symmetric_steps_serve_dissipative_fields():
+    def value(gradient: Any) -> Tensor:
+        rate = torch.tensor(3.0, dtype=F64, requires_grad=True)
+        y = torch.ones(2, dtype=F64)
+        field = dxdt.ODE(lambda t, y, rate: -rate * torch.sin(y))
+        given = dict[str, Any](args=(rate,), dt=0.02, solver=dxdt.EES25(), gradient=gradient)
+        sol = dxdt.solve(field, y, (0.0, 1.0), **given)
+        return torch.autograd.grad(sol.ys.sum(), rate)[0]
+
+    torch.testing.assert_close(value(dxdt.Reversible()), value(dxdt.Direct()), rtol=1e-5, atol=0)

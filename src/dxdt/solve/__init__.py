@@ -21,6 +21,7 @@ from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
 from dxdt.solve.multistep import AdamsBashforth, AdamsBashforthMoulton
+from dxdt.solve.near_reversible import EES25
 from dxdt.solve.noise import Additive, Commutative, Diagonal, General, Scalar, Sum
 from dxdt.solve.noisy import Noisy
 from dxdt.solve.progress import TextProgress
@@ -77,6 +78,7 @@ __all__ = [
     "Dopri5",
     "Dopri8",
     "Euler",
+    "EES25",
     "EulerHeun",
     "EulerMaruyama",
     "Event",
