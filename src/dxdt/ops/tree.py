@@ -46,6 +46,8 @@ class Layout:
         device: device of every leaf.
         single: whether the state is one real tensor that rows can alias.
         aliased: whether the user's tensor is its own rows.
+        whole: shape of the first leaf as the user gave it.
+        bare: whether the tree is a tensor by itself.
     """
 
     spec: pytree.TreeSpec
@@ -59,8 +61,8 @@ class Layout:
     device: torch.device
     single: bool = field(init=False, repr=False)
     aliased: bool = field(init=False, repr=False)
-    _whole: tuple[int, ...] = field(init=False, repr=False)
-    _bare: bool = field(init=False, repr=False)
+    whole: tuple[int, ...] = field(init=False, repr=False)
+    bare: bool = field(init=False, repr=False)
     _reals: tuple[torch.dtype, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,8 +70,8 @@ class Layout:
         single = len(self.shapes) == 1 and self.dtypes[0] == self.dtype
         whole, bare = self.full_shape(0), self.spec.is_leaf()
         object.__setattr__(self, "single", single)
-        object.__setattr__(self, "_whole", whole)
-        object.__setattr__(self, "_bare", bare)
+        object.__setattr__(self, "whole", whole)
+        object.__setattr__(self, "bare", bare)
         object.__setattr__(self, "_reals", tuple(_real(d) for d in self.dtypes))
         object.__setattr__(self, "aliased", single and bare and whole == (self.rows, self.size))
 
@@ -102,7 +104,7 @@ class Layout:
             leaf = tree if isinstance(tree, Tensor) else leaves(tree)[0]
             if leaf.dtype is not self.dtype:
                 leaf = leaf.to(self.dtype)
-            return leaf if self._whole == (self.rows, self.size) else leaf.reshape(self.rows, self.size)
+            return leaf if self.whole == (self.rows, self.size) else leaf.reshape(self.rows, self.size)
         parts = []
         for x, dtype in zip(leaves(tree), self.dtypes, strict=True):
             x = torch.view_as_real(x.to(dtype)) if dtype.is_complex else x
@@ -113,10 +115,10 @@ class Layout:
         """The tree that lies in rows ``(*lead, R, n)``; leading axes stay in front of each leaf."""
         if self.single:
             if rows.dim() > 2:
-                leaf = rows.reshape(*rows.shape[:-2], *self._whole)
+                leaf = rows.reshape(*rows.shape[:-2], *self.whole)
             else:
-                leaf = rows if self._whole == (self.rows, self.size) else rows.reshape(self._whole)
-            return leaf if self._bare else self.spec.unflatten([leaf])
+                leaf = rows if self.whole == (self.rows, self.size) else rows.reshape(self.whole)
+            return leaf if self.bare else self.spec.unflatten([leaf])
         lead = rows.shape[:-2]
         out, start = [], 0
         for i, dtype in enumerate(self.dtypes):

@@ -135,7 +135,7 @@ class Meter:
         evaluations: calls of the drift so far.
         checked: whether the field's value was found to have the layout of the state.
         diffused: likewise for the diffusion.
-        plain: whether the field takes and returns rows as they are, so that nothing need be done.
+        plain: whether state and slope are one tensor each, in the dtype of the rows.
     """
 
     evaluations: int = 0
@@ -174,21 +174,34 @@ class Rows:
         rows = self._drift(t, y)
         return rows if self.muted is None else torch.where(self.muted.to(rows.device), 0.0, rows)
 
+    @property
+    def natural(self) -> tuple[int, ...] | None:
+        """Shape in which a joint solve may hand its state to ``direct``, once the field has been checked."""
+        meter = self.meter
+        if meter is None or not meter.plain or self.muted is not None or self.layout.per_sample:
+            return None
+        return self.layout.whole
+
+    def direct(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field's own value, in the user's shape: nothing to pack or unpack."""
+        self.meter.evaluations += 1  # pyright: ignore[reportOptionalMemberAccess]
+        value = self.equation.field(t, y, *self.args)
+        return value if value.dtype is y.dtype else value.to(y.dtype)
+
     def _drift(self, t: Tensor, y: Tensor) -> Tensor:
         layout, meter = self.layout, self.meter
         if t.dtype is not layout.time_dtype:
             t = t.to(layout.time_dtype)
         if meter is None:
             return layout.pack(self.equation.drift(t, layout.unpack(y), *self.args))
+        if meter.plain and layout.aliased:
+            return self.direct(t, y)
         meter.evaluations += 1
-        if meter.plain:
-            value = self.equation.field(t, y, *self.args)
-            return value if value.dtype is y.dtype else value.to(y.dtype)
         value = self.equation.drift(t, layout.unpack(y), *self.args)
         if not meter.checked:
             layout.check(value, "the field's value")
             meter.checked = True
-            meter.plain = layout.aliased and type(self.equation) is ODE
+            meter.plain = layout.single and layout.bare and type(self.equation) is ODE
         return layout.pack(value)
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ step; the others do so only where the solve needs dense output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction as F
 from typing import Any, ClassVar, final
@@ -59,63 +59,66 @@ class RungeKutta(Solver):
         if y.numel() <= _SMALL and isinstance(dt, (float, np.ndarray)) and not torch.is_grad_enabled():
             return self._small_step(eq, t, dt, y, state)
         tableau = self.tableau
-        joint = not eq.layout.per_sample
+        joint, rows = not eq.layout.per_sample, y.shape
         steps = factors(tableau.values, dt, y)
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(moments(t, dt, START, joint, y)[0], y)]
+        drift, y, stages = _natural(eq, dt, y, state)
+        stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
         z, used = y, 0
         for i, time in enumerate(times[: tableau.stages - 1]):
             row = tableau.rows[i]
             z = _combine(y, row, steps[used:], stages, last=tableau.solution == i)
             used += len(row)
-            stages.append(eq.drift(time, z))
+            stages.append(drift(time, z))
         if not tableau.fsal:
             row = tableau.rows[tableau.solution]
             z = _combine(y, row, steps[used:], stages, last=True)
             used += len(row)
             if state:
-                stages.append(eq.drift(times[-1], z))
+                stages.append(drift(times[-1], z))
         error = None
         if tableau.error is not None:
             error = _combine(None, tableau.rows[-1], steps[used:], detached(stages))
-            error = _finite_at_end(tableau, error, state, stages)
-        return Step(z, error, (stages[-1],) if state else (), tuple(stages))
+            error = _finite_at_end(tableau, error, state, stages).reshape(rows)
+        return Step(z.reshape(rows), error, (stages[-1].reshape(rows),) if state else (), tuple(stages))
 
     def _small_step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State) -> Step:
         """The same step where dispatch costs more than arithmetic: each stage is added to all later
         sums by one operation, instead of one per coefficient."""
         tableau = self.tableau
-        joint = not eq.layout.per_sample
+        joint, rows = not eq.layout.per_sample, y.shape
         columns, begins = tableau.columns
-        scaled = columns[..., None] * (dt if isinstance(dt, np.ndarray) else np.array([dt]))
-        factor = from_host(scaled[..., None], y).unbind(0)
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
-        stages = list(state) if state else [eq.drift(moments(t, dt, START, joint, y)[0], y)]
-        sums = y * from_host(begins, y)
+        drift, y, stages = _natural(eq, dt, y, state)
+        ones = (1,) * (y.dim() - 1)
+        scaled = columns[..., None] * (dt if isinstance(dt, np.ndarray) else np.array([dt]))
+        factor = from_host(scaled.reshape(*scaled.shape, *ones), y).unbind(0)
+        stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
+        sums = y * from_host(begins.reshape(-1, 1, *ones), y)
         last, end, z = tableau.stages - 1, tableau.solution, y
         for i in range(last):
             sums.addcmul_(factor[i], stages[i])
             if i == end:
                 z = y + sums.select(0, end)
-                stages.append(eq.drift(times[i], z))
+                stages.append(drift(times[i], z))
             else:
-                stages.append(_apart(eq.drift(times[i], sums.select(0, i)), sums))
+                stages.append(_apart(drift(times[i], sums.select(0, i)), sums))
         sums.addcmul_(factor[last], stages[last])
         if end == last:
             z = y + sums.select(0, end)
         if not tableau.fsal and state:
-            stages.append(eq.drift(times[-1], z))
+            stages.append(drift(times[-1], z))
             if len(factor) > tableau.stages:
                 sums.addcmul_(factor[-1], stages[-1])
         error = None
         if tableau.error is not None:
-            error = _finite_at_end(tableau, sums.select(0, -1), state, stages)
-        return Step(z, error, (stages[-1],) if state else (), tuple(stages))
+            error = _finite_at_end(tableau, sums.select(0, -1), state, stages).reshape(rows)
+        return Step(z.reshape(rows), error, (stages[-1].reshape(rows),) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
-        tableau, stages = self.tableau, step.data
+        tableau, stages = self.tableau, tuple(k.reshape(y.shape) for k in step.data)
         if tableau.powers is not None:
             return torch.stack([_weigh(row, dt, stages) for row in tableau.powers])
         (h,) = factors(END, dt, y)
@@ -124,6 +127,14 @@ class RungeKutta(Solver):
             return torch.stack(hermite(y, step.y, f0, f1))
         middle = _weigh(tableau.halfway, dt, stages)
         return torch.stack(_quartic(step.y - y, f0, f1, middle))
+
+
+def _natural(eq: Rows, dt: Ticks, y: Tensor, state: State) -> tuple[Callable[..., Tensor], Tensor, list[Tensor]]:
+    """The drift, the state and the stages so far, in the user's shape where nothing need be packed."""
+    whole = eq.natural if isinstance(eq, Rows) and not isinstance(dt, Tensor) else None
+    if not whole:
+        return eq.drift, y, list(state)
+    return eq.direct, y.reshape(whole), [k.reshape(whole) for k in state]
 
 
 def _apart(k: Tensor, sums: Tensor) -> Tensor:
@@ -241,9 +252,7 @@ class Bosh3(RungeKutta):
 class RK4(RungeKutta):
     """The classical fourth-order method."""
 
-    tableau = Tableau(
-        a=[[F(1, 2)], [0, F(1, 2)], [0, 0, 1]], b=[F(1, 6), F(1, 3), F(1, 3), F(1, 6)], order=4
-    )
+    tableau = Tableau(a=[[F(1, 2)], [0, F(1, 2)], [0, 0, 1]], b=[F(1, 6), F(1, 3), F(1, 3), F(1, 6)], order=4)
 
 
 @final
@@ -320,7 +329,9 @@ class Tsit5(RungeKutta):
         ],
         error_order=5,
         dense=[
-            _factored(-1.0530884977290216, [0, 1], [-1.3299890189751412, 1], [0.7139816917074209, -1.4364028541716351, 1]),
+            _factored(
+                -1.0530884977290216, [0, 1], [-1.3299890189751412, 1], [0.7139816917074209, -1.4364028541716351, 1]
+            ),
             _factored(0.1017, [0, 0, 1], [1.2949852507374631, -2.1966568338249754, 1]),
             _factored(2.490627285651252793, [0, 0, 1], [1.57803468208092486, -2.38535645472061657, 1]),
             _factored(-16.54810288924490272, [0, 0, 1], [-1.21712927295533244, 1], [-0.61620406037800089, 1]),

@@ -117,18 +117,20 @@ class ReversibleHeun(ReversibleSolver):
         return state[1]
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        noise = None if eq.noise is None else eq.increment(t, dt, index).W
-        new, after = _heun(eq, t, dt, y, state, noise, back=False)
+        if eq.noise is not None:
+            w = eq.increment(t, dt, index).W
+            new, after, error = _noisy_heun(eq, t, dt, y, state, w, back=False)
+            return Step(new, error, after, ())
+        new, after = _heun(eq, t, dt, y, state, back=False)
         (half,) = factors(_HALF, dt, y)
         error = (after[1].detach() - state[1].detach()) * _constant(half)
-        if noise is None:
-            return Step(new, error, after, (state[1], after[1]))
-        error = eq.kicked(error, after[2].detach() - state[2].detach(), 0.5 * noise)
-        return Step(new, error, after, ())
+        return Step(new, error, after, (state[1], after[1]))
 
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
-        noise = None if eq.noise is None else eq.increment(t, dt, index).W
-        return _heun(eq, t, dt, y, state, noise, back=True)
+        if eq.noise is None:
+            return _heun(eq, t, dt, y, state, back=True)
+        w = -eq.increment(t, dt, index).W
+        return _noisy_heun(eq, t, dt, y, state, w, back=True)[:2]
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         return _parabola(step, dt, y)
@@ -200,7 +202,8 @@ class McCallumFoster(ReversibleSolver):
         there = self._inner(eq, t, dt, z, index)
         new = torch.lerp(z, y, self.coupling) + (there.y - z)
         back = self._inner(eq, t + dt, -dt, new, index)
-        return Step(new, there.error, (z - (back.y - new),), (there.data[0], back.data[0]))
+        slopes = there.data[0].reshape(y.shape), back.data[0].reshape(y.shape)
+        return Step(new, there.error, (z - (back.y - new),), slopes)
 
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         back = self._inner(eq, t + dt, -dt, y, index)
@@ -238,17 +241,26 @@ def _fields(eq: Rows, t: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     return (drift,) if eq.noise is None else (drift, eq.diffusion(t, y))
 
 
-def _heun(
-    eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, noise: Tensor | None, *, back: bool
-) -> tuple[Tensor, State]:
-    """The map of reversible Heun; its inverse is the same map with dt and dW negated."""
-    z, *fields = state
+def _heun(eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, *, back: bool) -> tuple[Tensor, State]:
+    """The map of reversible Heun; its inverse is the same map with dt negated."""
+    z, v = state
     half, whole = factors(_LEAP, -dt if back else dt, y)
     (time,) = moments(t, dt, START if back else END, not eq.layout.per_sample, y)
-    kick = None if noise is None else -noise if back else noise
-    z = scaled_sum(2 * y - z, whole, fields[0])
-    z = z if kick is None else eq.kicked(z, fields[1], kick)
-    after = _fields(eq, time, z)
-    new = scaled_sum(y, half, fields[0] + after[0])
-    new = new if kick is None else eq.kicked(new, fields[1] + after[1], 0.5 * kick)
-    return new, (z, *after)
+    z = scaled_sum(2 * y - z, whole, v)
+    after = eq.drift(time, z)
+    return scaled_sum(y, half, v + after), (z, after)
+
+
+def _noisy_heun(
+    eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, w: Tensor, *, back: bool
+) -> tuple[Tensor, State, Tensor]:
+    """The same with noise: the new y, the state, and the error estimate."""
+    z, f, g = state
+    (h,) = factors(END, -dt if back else dt, y)
+    (time,) = moments(t, dt, START if back else END, not eq.layout.per_sample, y)
+    first = scaled_sum(eq.spread(g, w), h, f)
+    z = torch.add(first, y, alpha=2) - z
+    f, g = eq.drift(time, z), eq.diffusion(time, z)
+    second = scaled_sum(eq.spread(g, w), h, f)
+    new = torch.add(y, first + second, alpha=0.5)
+    return new, (z, f, g), 0.5 * (second.detach() - first.detach())
