@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 import dxdt
+from claims import SOLVERS, identify
 from dxdt.ops.tree import tree_map
 
 F64 = torch.float64
@@ -304,3 +306,30 @@ def test_steps_cost_what_they_should():
         sol = dxdt.solve(equation, y, (0.0, 1.0), dt=0.01, solver=dxdt.EulerMaruyama(), driver=driver)
         assert sol.stats.accepted == sol.stats.evaluations == 100
     assert np.isfinite(sol.ys.numpy()).all()
+
+
+def table_of_solvers() -> str:
+    """The facts of the solvers, as the guide shows them."""
+    head = "| solver | calculus | strong | weak | needs | noise | evaluations of f | error estimate |"
+    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    for solver in (s for s in SOLVERS if s.noisy is not None):
+        n = solver.noisy
+        assert n is not None
+        calculus = " or ".join(kind.__name__ for kind in n.calculus)
+        kinds = dxdt.General(1), dxdt.Diagonal(), dxdt.Additive()
+        orders = [f"{n.strong(k):g}" if n.admits(k) else "-" for k in kinds]
+        strong, loud = " / ".join(orders), n.admits(dxdt.Diagonal())
+        kinds = "any" if dxdt.General in n.noises else ", ".join(k.__name__ for k in n.noises)
+        needs = "W" if n.levy is None else "W, H"
+        estimate = "yes" if n.error else "no"
+        quiet = f"{n.weak_additive:g}" if n.admits(dxdt.Additive()) else "-"
+        weak = f"{n.weak:g} / {quiet}" if loud else f"- / {quiet}"
+        row = (f"`{identify(solver)}`", calculus, strong, weak, needs, kinds, str(solver.stages), estimate)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def test_guide_tells_the_facts_of_the_solvers():
+    guide = Path(__file__).parents[2] / "docs" / "stochastic.md"
+    _, rest = guide.read_text().split("<!-- table of solvers: begin -->\n")
+    assert rest.split("\n<!-- table of solvers: end -->")[0] == table_of_solvers()
