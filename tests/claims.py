@@ -55,9 +55,7 @@ def identify(value: Any) -> str:
     return type(value).__name__ if isinstance(value, Solver) else repr(value)
 
 
-def one_step(
-    solver: Solver, field: Callable[..., Any], t: float, dt: float, y: Tensor
-) -> tuple[Step, Tensor]:
+def one_step(solver: Solver, field: Callable[..., Any], t: float, dt: float, y: Tensor) -> tuple[Step, Tensor]:
     """One joint step from exact data and the coefficients of its dense output."""
     layout = Layout.of(y, per_sample=False)
     rows = Rows(dxdt.ODE(field), layout)

@@ -94,9 +94,7 @@ def wrong_edges(room: str | None, imports: list[Import] | tuple[Import, ...]) ->
             continue
         target = room_of(item.target)
         if target is None or target not in EDGES:
-            wrong.append(
-                f"line {item.line}: {item.target} is no room; import from the room itself"
-            )
+            wrong.append(f"line {item.line}: {item.target} is no room; import from the room itself")
         elif target != room and target not in EDGES[room]:
             wrong.append(f"line {item.line}: {room} may not import {target} ({item.target})")
     return wrong
@@ -131,9 +129,7 @@ def test_the_table_has_no_circle():
 
 def test_every_folder_is_a_room():
     folders = {p.name for p in SOURCE.iterdir() if p.is_dir() and any(p.glob("*.py"))}
-    assert folders <= set(EDGES), (
-        f"rooms without edges in the table: {sorted(folders - set(EDGES))}"
-    )
+    assert folders <= set(EDGES), f"rooms without edges in the table: {sorted(folders - set(EDGES))}"
 
 
 @each_file
@@ -160,9 +156,7 @@ def test_modules_form_no_circle():
 @each_file
 def test_no_import_inside_a_function(path: Path):
     inside = [f"line {item.line}: {item.target}" for item in imports_of(path) if item.inside]
-    assert not inside, (
-        f"move to the top, or use dxdt.ops.optional.require for an optional package: {inside}"
-    )
+    assert not inside, f"move to the top, or use dxdt.ops.optional.require for an optional package: {inside}"
 
 
 @each_file

@@ -337,9 +337,7 @@ def test_the_corrector_of_adams_looks_at_atol():
 
 @pytest.mark.parametrize("solver", [odeint, odeint_adjoint])
 def test_parameters_of_an_event_need_not_be_in_the_state(solver):
-    gravity, height, level = (
-        torch.tensor(x, dtype=F64, requires_grad=True) for x in (9.81, 10.0, 1.0)
-    )
+    gravity, height, level = (torch.tensor(x, dtype=F64, requires_grad=True) for x in (9.81, 10.0, 1.0))
 
     def fall(t, y):
         return y[1], -gravity

@@ -35,13 +35,9 @@ def test_shapes(size, approximation):
 
 
 def test_arguments_of_torchsde_are_accepted():
-    bm = BrownianInterval(
-        0.0, 2.0, (4, 2), torch.float64, "cpu", 3, 0.1, 0.0, 8, None, False, "space-time"
-    )
+    bm = BrownianInterval(0.0, 2.0, (4, 2), torch.float64, "cpu", 3, 0.1, 0.0, 8, None, False, "space-time")
     assert bm.dt == 0.1 and bm.cache_size is None and bm.entropy == 3 and "t1=2.000" in repr(bm)
-    tree = BrownianTree(
-        torch.tensor(0.0), torch.zeros(4, 2), entropy=3, tol=1e-5, pool_size=8, cache_depth=9
-    )
+    tree = BrownianTree(torch.tensor(0.0), torch.zeros(4, 2), entropy=3, tol=1e-5, pool_size=8, cache_depth=9)
     assert tree(0.3).shape == (4, 2)
     BrownianInterval(size=(1,), halfway_tree=True, tol=1e-4, entropy=0)
 
@@ -79,11 +75,7 @@ def test_one_ulp_outside_is_served_silently(make):
     """ComfyUI#6474, diffusers#13274: float32 sigmas that overshoot by rounding."""
     end = np.float32(14.614643)
     common = {"t1": float(end), "entropy": 0}
-    bm = (
-        make(size=(2,), **common)
-        if make is BrownianInterval
-        else make(0.0, torch.zeros(2), **common)
-    )
+    bm = make(size=(2,), **common) if make is BrownianInterval else make(0.0, torch.zeros(2), **common)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         over = bm(1.0, float(np.nextafter(end, np.float32(20))))
@@ -97,9 +89,7 @@ def moments(x, variance):
 
 @pytest.mark.parametrize("approximation", ["davie", "foster"])
 def test_laws(approximation):
-    bm = BrownianInterval(
-        0.0, 2.0, (40_000, 2), torch.float64, entropy=5, levy_area_approximation=approximation
-    )
+    bm = BrownianInterval(0.0, 2.0, (40_000, 2), torch.float64, entropy=5, levy_area_approximation=approximation)
     a, b = 0.3, 1.2
     h = b - a
     W, U, A = bm(a, b, return_U=True, return_A=True)
@@ -182,6 +172,4 @@ def test_noise_samplers_are_reproducible_per_seed_and_row():
     fewer = NoiseSampler(x[:2], 0.03, 14.6, 9)
     assert torch.equal(joint(*steps[0])[:2], fewer(*steps[0]))
     fine = sum(joint(a, b) * (a - b).sqrt() for a, b in zip(sigmas, sigmas[1:], strict=False))
-    assert torch.allclose(
-        fine, joint(sigmas[0], sigmas[-1]) * (sigmas[0] - sigmas[-1]).sqrt(), atol=1e-4
-    )
+    assert torch.allclose(fine, joint(sigmas[0], sigmas[-1]) * (sigmas[0] - sigmas[-1]).sqrt(), atol=1e-4)

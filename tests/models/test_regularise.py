@@ -165,9 +165,7 @@ def test_stiffness_is_the_modulus_of_the_eigenvalue():
     rate = torch.tensor(-7.0, dtype=D, requires_grad=True)
     equation = dxdt.ODE(lambda t, y: rate * y)
     for per_sample in (False, True):
-        sol = dxdt.solve(
-            equation, torch.ones(3, 1, dtype=D), (0.0, 1.0), save=STEPS, per_sample=per_sample
-        )
+        sol = dxdt.solve(equation, torch.ones(3, 1, dtype=D), (0.0, 1.0), save=STEPS, per_sample=per_sample)
         terms = step_terms(equation, sol, per_sample=per_sample)
         assert (terms.stiffness / sol.stats.accepted - 7).abs().max() < 1e-8
         (slope,) = torch.autograd.grad(terms.stiffness.sum(), rate)
@@ -182,9 +180,7 @@ def test_step_terms_of_samples_with_different_steps():
     terms = step_terms(dxdt.ODE(net), sol, per_sample=True)
     assert terms.error.shape == (5,) and torch.isfinite(terms.error).all()
     for i in range(5):
-        one = dxdt.solve(
-            dxdt.ODE(net), y0[i : i + 1], (0.0, ends[i : i + 1]), save=STEPS, per_sample=True
-        )
+        one = dxdt.solve(dxdt.ODE(net), y0[i : i + 1], (0.0, ends[i : i + 1]), save=STEPS, per_sample=True)
         alone = step_terms(dxdt.ODE(net), one, per_sample=True)
         assert abs(alone.error[0] - terms.error[i]) < 1e-10
         assert abs(alone.stiffness[0] - terms.stiffness[i]) < 1e-8

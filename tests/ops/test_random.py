@@ -37,18 +37,14 @@ def test_seeds_of_any_size():
     for seed in (0, 1, -1, 2**63, 2**64 - 1, -(2**63), 2**64 + 5):
         a = random.normals(seed, torch.arange(3), 0, 5)
         assert torch.equal(a, random.normals(random.seed_tensor(seed), torch.arange(3), 0, 5))
-    assert torch.equal(
-        random.normals(2**64 + 5, torch.arange(3), 0, 5), random.normals(5, torch.arange(3), 0, 5)
-    )
+    assert torch.equal(random.normals(2**64 + 5, torch.arange(3), 0, 5), random.normals(5, torch.arange(3), 0, 5))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 17])
 def test_a_run_is_its_components(size):
     row, node = torch.arange(4)[:, None], torch.arange(3) + 2**40
     run = random.normals(9, row, node, size, dtype=torch.float64)
-    point = random.normal(
-        9, row[..., None], node[..., None], torch.arange(size), dtype=torch.float64
-    )
+    point = random.normal(9, row[..., None], node[..., None], torch.arange(size), dtype=torch.float64)
     assert torch.equal(run, point)
     for c in range(size):
         assert torch.equal(random.normal(9, row, node, c, dtype=torch.float64), run[..., c])
@@ -92,16 +88,10 @@ def check_normals(z):
     assert kolmogorov(torch.special.ndtr(z)) < 2.3
 
 
-@pytest.mark.parametrize(
-    "shape", [(400, 1, 500), (1, 1, 200_000), (200_000, 1, 1), (1, 200_000, 1)]
-)
+@pytest.mark.parametrize("shape", [(400, 1, 500), (1, 1, 200_000), (200_000, 1, 1), (1, 200_000, 1)])
 def test_normal_distribution(shape):
     rows, nodes, size = shape
-    check_normals(
-        random.normals(
-            12, torch.arange(rows)[:, None], torch.arange(nodes), size, dtype=torch.float64
-        )
-    )
+    check_normals(random.normals(12, torch.arange(rows)[:, None], torch.arange(nodes), size, dtype=torch.float64))
 
 
 @pytest.mark.slow
@@ -157,6 +147,4 @@ def test_bits_do_not_depend_on_the_batch():
 def test_numpy_and_tensors_agree():
     a = random.normals(5, np.arange(9), 11, 6, dtype=torch.float64)
     assert isinstance(a, np.ndarray)
-    assert np.array_equal(
-        a, random.normals(5, torch.arange(9), 11, 6, dtype=torch.float64).numpy()
-    )
+    assert np.array_equal(a, random.normals(5, torch.arange(9), 11, 6, dtype=torch.float64).numpy())

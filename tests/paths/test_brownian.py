@@ -129,9 +129,7 @@ def test_any_order_and_any_steps_see_one_path(levy):
     for stride in (2, 4):
         bound = bind(driver, 4, size=2)
         coarse = [ask(bound, times[i], times[i + stride], 4).W for i in range(0, 32, stride)]
-        assert torch.allclose(
-            torch.stack(coarse).cumsum(0), path[stride - 1 :: stride], rtol=0, atol=1e-13
-        )
+        assert torch.allclose(torch.stack(coarse).cumsum(0), path[stride - 1 :: stride], rtol=0, atol=1e-13)
     whole = bind(driver, 4, size=2).value(times[1:])
     assert torch.allclose(whole, path, rtol=0, atol=1e-13)
 
@@ -273,9 +271,7 @@ def test_levy_area_variances(kind):
     kurtosis = 5 if isinstance(kind, Foster) else 4.4
     error = 4 * h**2 / 4 * ((kurtosis - 1) / rows) ** 0.5
     assert (pairs.square().mean(1) - h**2 / 4).abs().max() < error
-    residual = area - (
-        noise.H[:, :, None] * noise.W[:, None] - noise.W[:, :, None] * noise.H[:, None]
-    )
+    residual = area - (noise.H[:, :, None] * noise.W[:, None] - noise.W[:, :, None] * noise.H[:, None])
     standard = residual[:, 0, 1] / kind.variance(noise.H, dt)[:, 0, 1].sqrt()
     check_covariance((standard, noise.W[:, 0], noise.H[:, 1]), np.diag([1, h, h / 12]))
     back = levy_area(-noise.W, noise.H, -dt, seed=20, row=row, node=0, kind=kind)

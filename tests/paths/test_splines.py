@@ -80,9 +80,7 @@ def test_hermite_formula():
 
 def test_missing_values():
     ts = torch.tensor([0.0, 1.0, 2.0, 4.0])
-    xs = torch.tensor(
-        [[NAN, 1.0, NAN, NAN], [2.0, NAN, NAN, NAN], [NAN, NAN, NAN, 5.0], [4.0, 3.0, NAN, NAN]]
-    )
+    xs = torch.tensor([[NAN, 1.0, NAN, NAN], [2.0, NAN, NAN, NAN], [NAN, NAN, NAN, 5.0], [4.0, 3.0, NAN, NAN]])
     expected = [
         [2.0, 1.0, 0.0, 5.0],
         [2.0, 1.5, 0.0, 5.0],
@@ -103,9 +101,7 @@ def test_rectilinear_moves_time_first():
     assert path.t1 == 4 and torch.equal(path.derivative(2.5), torch.tensor([2.0, 0.0, 0.0]))
 
 
-@pytest.mark.parametrize(
-    ("spline", "ahead"), [(rectilinear, 0), (linear, 1), (hermite, 1)], ids=str
-)
+@pytest.mark.parametrize(("spline", "ahead"), [(rectilinear, 0), (linear, 1), (hermite, 1)], ids=str)
 def test_the_future_does_not_move_the_past(spline, ahead):
     ts, xs = data(missing=0.0)
     later = xs.clone()

@@ -223,9 +223,7 @@ def test_rows_that_fail_contribute_zero(seminorm):
             controller=tight,
             max_steps=200,
         )
-        return sol, torch.autograd.grad(
-            torch.where(sol.reached[..., None], sol.ys, 0.0).sum(), (y0, theta)
-        )
+        return sol, torch.autograd.grad(torch.where(sol.reached[..., None], sol.ys, 0.0).sum(), (y0, theta))
 
     sol, found = run(Backsolve(seminorm=seminorm), [0, 1, 2])
     assert [s.ok for s in sol.status] == [True, False, True]

@@ -225,9 +225,7 @@ def test_rows_that_fail_or_end_early(slots):
             max_steps=60,
         )
         assert sol.ok.tolist() == [True, True, False, False]
-        return torch.autograd.grad(
-            torch.where(sol.reached[..., None], sol.ys, 0.0).sum(), [y0, theta]
-        )
+        return torch.autograd.grad(torch.where(sol.reached[..., None], sol.ys, 0.0).sum(), [y0, theta])
 
     for a, b in zip(run(Checkpointed(slots)), run(Direct()), strict=True):
         assert torch.isfinite(a).all() and (a - b).abs().max() < 1e-12
@@ -239,9 +237,7 @@ def test_double_backward(slots):
     net = Net(2, 4).double()
 
     def run(y0, force):
-        return dxdt.solve(
-            dxdt.ODE(net), y0, (0, 1), args=(force,), dt=0.25, gradient=Checkpointed(slots)
-        ).y1
+        return dxdt.solve(dxdt.ODE(net), y0, (0, 1), args=(force,), dt=0.25, gradient=Checkpointed(slots)).y1
 
     y0, force = (torch.randn(2, dtype=D, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradgradcheck(run, (y0, force), atol=1e-7)

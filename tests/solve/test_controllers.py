@@ -95,9 +95,7 @@ def test_grid(back):
 def test_grid_per_sample():
     times = torch.tensor([[0.0, 1.0], [0.1, 0.7], [0.5, -0.2], [2.0, -0.3]], dtype=DOUBLE)
     y0 = torch.ones(2, 1, dtype=DOUBLE)
-    sol = dxdt.solve(
-        dxdt.ODE(decay), y0, times, save=Save(start=True, steps=True), per_sample=True
-    )
+    sol = dxdt.solve(dxdt.ODE(decay), y0, times, save=Save(start=True, steps=True), per_sample=True)
     assert (sol.ts - times).abs().max() < 1e-15
     for i in range(2):
         solo = dxdt.solve(dxdt.ODE(decay), y0[i], times[:, i])
@@ -117,9 +115,7 @@ def test_bad_grids(times):
 
 @pytest.mark.parametrize("make", [PID, PI, I], ids=["PID", "PI", "I"])
 def test_adaptive_controllers_meet_the_tolerance(make):
-    sol = dxdt.solve(
-        dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), controller=make(rtol=1e-7, atol=1e-7)
-    )
+    sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), controller=make(rtol=1e-7, atol=1e-7))
     assert (sol.y1 - GENERIC.end).abs().max() < 1e-6
     custom = PID(1e-7, 1e-7, p=0.2, i=0.5, d=0.05)
     sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), controller=custom)
@@ -225,9 +221,7 @@ def test_options_that_make_no_sense(options):
 @pytest.mark.parametrize("inner", [PID(1e-5, 1e-5), Constant(0.3)], ids=["PID", "Constant"])
 def test_steps_end_at_given_times(inner, span, per_sample):
     stops = [0.1234, 0.5, 0.50001, 1.7]
-    sol = step_times(
-        Clip(inner, steps=stops), span=span, y0=torch.ones(2, dtype=DOUBLE), per_sample=per_sample
-    )
+    sol = step_times(Clip(inner, steps=stops), span=span, y0=torch.ones(2, dtype=DOUBLE), per_sample=per_sample)
     ts = sol.ts[:, 0].tolist() if per_sample else sol.ts.tolist()
     assert all(min(abs(t - s) for t in ts) < 1e-14 for s in stops)
     assert ts[-1] == span[1]

@@ -107,10 +107,7 @@ def test_one_read_for_each_attempted_step(solver, save, per_sample, monkeypatch)
         per_sample=per_sample,
         max_steps=10_000,
     )
-    counts = [
-        reads(monkeypatch, (0.0, 5.0), controller=dxdt.PID(tol, tol), **options)
-        for tol in (1e-2, 1e-3)
-    ]
+    counts = [reads(monkeypatch, (0.0, 5.0), controller=dxdt.PID(tol, tol), **options) for tol in (1e-2, 1e-3)]
     (few, steps0), (many, steps1) = counts
     assert steps1 >= steps0 + 3
     assert many - few == steps1 - steps0

@@ -52,9 +52,7 @@ def gradients(value, *wanted):
 def test_a_ball_hits_the_ground_in_time(rule):
     """t* = sqrt(2 h / g) = 1.5811, v* = -sqrt(2 g h) = -12.649, and their derivatives."""
     h, g = number(10.0), number(8.0)
-    sol = dxdt.solve(
-        dxdt.ODE(ball), drop(h), (0.0, 5.0), args=(g,), event=Event(height), gradient=rule
-    )
+    sol = dxdt.solve(dxdt.ODE(ball), drop(h), (0.0, 5.0), args=(g,), event=Event(height), gradient=rule)
     assert sol.status is Status.EVENT and sol.ok and sol.which.tolist() == [0]
     assert sol.t1 is not None and torch.equal(sol.events[0], sol.t1)
     want = (2 * h / g).sqrt(), -(2 * g * h).sqrt()
@@ -155,9 +153,7 @@ def test_the_reset_map_has_parameters(rule):
         gradient=rule,
     )
     fall = (2 * h / g).sqrt()
-    for a, b in zip(
-        gradients(sol.events[1], g, e), gradients((1 + 2 * e) * fall, g, e), strict=True
-    ):
+    for a, b in zip(gradients(sol.events[1], g, e), gradients((1 + 2 * e) * fall, g, e), strict=True):
         assert abs(a - b) < 1e-8
 
 
@@ -171,9 +167,7 @@ def circle(t, y, w=None):
 
 def solve_circle(event, t=(0.0, 20.0), y0=(1.0, 0.0), **options):
     options.setdefault("controller", tight)
-    return dxdt.solve(
-        dxdt.ODE(circle), torch.tensor(y0, dtype=D), t, event=event, **options
-    )  # y = (cos t, sin t)
+    return dxdt.solve(dxdt.ODE(circle), torch.tensor(y0, dtype=D), t, event=event, **options)  # y = (cos t, sin t)
 
 
 PI = torch.pi
@@ -228,9 +222,7 @@ def test_two_crossings_inside_one_step_are_found():
     """One step over a whole parabola: both ends of the step have the same sign."""
     event = Event(lambda t, y: y + 0.03, checks=10)
     field = dxdt.ODE(lambda t, y: 2 * t - 1)  # y = t^2 - t + 0.2
-    sol = dxdt.solve(
-        field, torch.tensor(0.2, dtype=D), (0.0, 1.0), dt=1.0, event=event, solver=dxdt.Tsit5()
-    )
+    sol = dxdt.solve(field, torch.tensor(0.2, dtype=D), (0.0, 1.0), dt=1.0, event=event, solver=dxdt.Tsit5())
     root = 0.5 - (0.25 - 0.23) ** 0.5
     assert abs(sol.t1 - root) < 1e-9
     passing = Event(lambda t, y: y + 0.03, 0, lambda t, y: y + 0, checks=10)
@@ -248,9 +240,7 @@ def test_a_zero_at_the_start_is_not_a_crossing(per_sample):
     y0 = y0[None] if per_sample else y0
     for direction, time in ((0, PI), (-1, PI), (1, 2 * PI)):
         event = Event(lambda t, y: y[..., 1], direction)
-        sol = dxdt.solve(
-            dxdt.ODE(circle), y0, (0.0, 9.0), event=event, controller=tight, per_sample=per_sample
-        )
+        sol = dxdt.solve(dxdt.ODE(circle), y0, (0.0, 9.0), event=event, controller=tight, per_sample=per_sample)
         assert (sol.t1 - time).abs().max() < 1e-7
 
 
@@ -315,9 +305,7 @@ def test_an_event_that_never_fires_is_no_error(per_sample):
 
 
 def test_save_times_before_and_after_an_event():
-    sol = solve_circle(
-        Event(lambda t, y: y[0]), save=dxdt.Save(start=True, times=[0.5, 1.0, 1.5, 2.0], end=True)
-    )
+    sol = solve_circle(Event(lambda t, y: y[0]), save=dxdt.Save(start=True, times=[0.5, 1.0, 1.5, 2.0], end=True))
     assert sol.reached.tolist() == [True, True, True, True, False, True]
     times = torch.tensor([0, 0.5, 1.0, 1.5, PI / 2], dtype=D)
     values = sol.ys[sol.reached]
@@ -344,9 +332,7 @@ def test_save_times_between_resets():
     speed = torch.where(flight > 0, 0.8 ** flight.double() * (2 * g * h).sqrt(), 0.0)
     exact = torch.where(flight > 0, 0.0, h) + speed * since - g * since**2 / 2
     assert (sol.ys[:, 0] - exact).abs().max() < 1e-8
-    for a, b in zip(
-        gradients(sol.ys[:, 0].sin().sum(), h, g), gradients(exact.sin().sum(), h, g), strict=True
-    ):
+    for a, b in zip(gradients(sol.ys[:, 0].sin().sum(), h, g), gradients(exact.sin().sum(), h, g), strict=True):
         assert abs(a - b) < 1e-7
 
 
@@ -433,9 +419,7 @@ def test_every_row_has_its_own_events():
     """At the same batch size a row does not depend on what the others do."""
     y0 = torch.tensor([[3.0, 0.0], [10.0, 0.0], [5.0, 1.0]], dtype=D)
     g = number(8.0, grad=False)
-    options = dict(
-        args=(g,), event=Event(height, -1, bounce(0.8)), per_sample=True, controller=tight
-    )
+    options = dict(args=(g,), event=Event(height, -1, bounce(0.8)), per_sample=True, controller=tight)
     full = dxdt.solve(dxdt.ODE(ball), y0, (0.0, 3.0), **options)
     other = y0.clone()
     other[0], other[2] = torch.tensor([1.0, 2.0]), torch.tensor([8.0, -1.0])
@@ -596,9 +580,7 @@ def test_integrate_and_fire():
     exact = torch.where(sol.which[:, :3] >= 0, number_ * period, 0.0)
     got = torch.where(sol.which >= 0, sol.events, 0.0)[:, :3]
     assert (got - exact).abs().max() < 1e-8
-    for a, b in zip(
-        gradients(got.sum(), current, tau), gradients(exact.sum(), current, tau), strict=True
-    ):
+    for a, b in zip(gradients(got.sum(), current, tau), gradients(exact.sum(), current, tau), strict=True):
         assert (a - b).abs().max() < 1e-6 * (1 + b.abs().max())
 
 
@@ -715,9 +697,7 @@ def test_events_of_the_wrong_kind():
 def test_backsolve_refuses_events():
     y0 = torch.tensor([1.0, 0.0], dtype=D, requires_grad=True)
     with pytest.raises(ValueError, match="does not differentiate through events.*Checkpointed"):
-        dxdt.solve(
-            dxdt.ODE(circle), y0, (0, 3), event=Event(lambda t, y: y[0]), gradient=Backsolve()
-        )
+        dxdt.solve(dxdt.ODE(circle), y0, (0, 3), event=Event(lambda t, y: y[0]), gradient=Backsolve())
 
 
 def test_a_condition_with_a_captured_tensor_is_refused_where_it_would_be_lost():
@@ -726,9 +706,7 @@ def test_a_condition_with_a_captured_tensor_is_refused_where_it_would_be_lost():
     event = Event(lambda t, y: y[0] - level)
     with pytest.raises(ValueError, match="not an input of the solve"):
         dxdt.solve(dxdt.ODE(circle), y0, (0, 3), event=event, gradient=Checkpointed())
-    sol = dxdt.solve(
-        dxdt.ODE(circle), y0, (0, 3), event=event, gradient=Checkpointed(), params=[level]
-    )
+    sol = dxdt.solve(dxdt.ODE(circle), y0, (0, 3), event=event, gradient=Checkpointed(), params=[level])
     assert abs(gradients(sol.t1, level)[0] + 1 / torch.sin(sol.t1.detach())) < 1e-3
 
 

@@ -179,9 +179,7 @@ BEFORE = {
         "Grid",
     ),
     "grid of another batch": (
-        dict(
-            controller=lambda: dxdt.Grid(torch.tensor([[0.0, 0.0], [1.0, 1.0]])), per_sample=True
-        ),
+        dict(controller=lambda: dxdt.Grid(torch.tensor([[0.0, 0.0], [1.0, 1.0]])), per_sample=True),
         ValueError,
         "Grid",
     ),
@@ -270,9 +268,7 @@ def test_tree_fields():
         {"a": torch.ones(2), "c": torch.ones(2)},
         [torch.ones(2)] * 2,
     ):
-        with pytest.raises(
-            TypeError, match="field's value has structure.*one value for each leaf"
-        ) as e:
+        with pytest.raises(TypeError, match="field's value has structure.*one value for each leaf") as e:
             solve(ODE(lambda t, y, bad=bad: bad), y0, (0, 1))
         assert is_one_sentence(str(e.value)), str(e.value)
 
@@ -327,9 +323,7 @@ dtypes = st.sampled_from(
     + [torch.int32, torch.bool]
 )
 shapes = st.lists(st.integers(0, 3), max_size=3)
-solvers = st.sampled_from(
-    [None, dxdt.Euler(), dxdt.RK4(), dxdt.Heun(), dxdt.Bosh3(), dxdt.Dopri5()]
-)
+solvers = st.sampled_from([None, dxdt.Euler(), dxdt.RK4(), dxdt.Heun(), dxdt.Bosh3(), dxdt.Dopri5()])
 
 
 @st.composite

@@ -172,9 +172,7 @@ def test_double_backward(rule):
 
     def run(y0, force, t0, t1):
         t = [t0, 0.7, t1]
-        return dxdt.solve(
-            dxdt.ODE(net), y0, t, args=(force,), solver=dxdt.Bosh3(), gradient=rule
-        ).y1
+        return dxdt.solve(dxdt.ODE(net), y0, t, args=(force,), solver=dxdt.Bosh3(), gradient=rule).y1
 
     assert torch.autograd.gradgradcheck(run, (y0, force, t0, t1), atol=1e-7)
 
@@ -238,9 +236,7 @@ def test_forward_mode_through_parameters_and_adaptive_steps():
 def test_dense_paths_are_differentiable(rule):
     net, (y0, force, t0, t1, _) = problem(False)
     times = torch.tensor([0.2, 0.5, 1.1], dtype=torch.float64)
-    sol = dxdt.solve(
-        dxdt.ODE(net), y0, (0.1, 1.3), args=(force,), save=dxdt.Save(dense=True), gradient=rule
-    )
+    sol = dxdt.solve(dxdt.ODE(net), y0, (0.1, 1.3), args=(force,), save=dxdt.Save(dense=True), gradient=rule)
     saved = dxdt.solve(dxdt.ODE(net), y0, (0.1, 1.3), args=(force,), save=times)
     wanted = [y0, force, *net.parameters()]
     a = torch.autograd.grad(sol.path(times).sin().sum(), wanted)
@@ -341,9 +337,7 @@ def test_captured_tensor_is_refused_under_checkpointing():
 def test_captured_tensor_is_refused_even_where_nothing_else_needs_a_gradient():
     w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match="requires a gradient but is not an input"):
-        dxdt.solve(
-            dxdt.ODE(lambda t, y: -w * y), torch.ones(2).double(), (0, 1), gradient=Checkpointed()
-        )
+        dxdt.solve(dxdt.ODE(lambda t, y: -w * y), torch.ones(2).double(), (0, 1), gradient=Checkpointed())
 
 
 def test_a_module_that_the_field_closes_over_is_found_and_counted_once():

@@ -83,9 +83,7 @@ NEIGHBOURS = {
     "calm": lambda b: b,
     "others": lambda b: replace(b, y=others(b.y, torch.linspace(-2, 2, BATCH)[:, None])),
     "overflow": lambda b: replace(b, blow=others(b.blow, 50.0)),
-    "overflow at once": lambda b: replace(
-        b, blow=others(b.blow, 1e300), y=others(b.y, 1e10 * torch.ones(BATCH, 1))
-    ),
+    "overflow at once": lambda b: replace(b, blow=others(b.blow, 1e300), y=others(b.y, 1e10 * torch.ones(BATCH, 1))),
     "overflow later": lambda b: replace(b, blow=others(b.blow, torch.linspace(0, 3, BATCH))),
     "NaN later": lambda b: replace(b, edge=others(b.edge, torch.linspace(0.05, 0.9, BATCH))),
     "NaN at once": lambda b: replace(b, edge=others(b.edge, -1.0)),
@@ -125,16 +123,12 @@ def run(batch: Batch, rule, fixed: bool, solver=None):
     mine = sol.ys[:, ROW]
     wanted = [y0, *net.parameters()]
     gradients = torch.autograd.grad(mine.sin().sum(), wanted, allow_unused=True)
-    gradients = [
-        torch.zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True)
-    ]
+    gradients = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, wanted, strict=True)]
     outputs = dict(
         ys=mine.detach(),
         ts=sol.ts[:, ROW],
         reached=sol.reached[:, ROW],
-        counts=torch.stack(
-            [sol.stats.steps[ROW], sol.stats.accepted[ROW], sol.stats.rejected[ROW]]
-        ),
+        counts=torch.stack([sol.stats.steps[ROW], sol.stats.accepted[ROW], sol.stats.rejected[ROW]]),
         t1=sol.t1[ROW],
         y0=gradients[0][ROW],
     )
@@ -296,13 +290,9 @@ def test_throw():
 def test_max_steps_is_exact(per_sample):
     y0 = torch.ones(2, 1, dtype=torch.float64)
     equation = dxdt.ODE(lambda t, y: -y)
-    enough = dxdt.solve(
-        equation, y0, (0.0, 1.0), dt=0.125, max_steps=8, per_sample=per_sample, throw=False
-    )
+    enough = dxdt.solve(equation, y0, (0.0, 1.0), dt=0.125, max_steps=8, per_sample=per_sample, throw=False)
     assert torch.as_tensor(enough.ok).all()
-    short = dxdt.solve(
-        equation, y0, (0.0, 1.0), dt=0.125, max_steps=7, per_sample=per_sample, throw=False
-    )
+    short = dxdt.solve(equation, y0, (0.0, 1.0), dt=0.125, max_steps=7, per_sample=per_sample, throw=False)
     status = short.status if per_sample else [short.status]
     assert all(s is Status.MAX_STEPS for s in status)
     assert (torch.as_tensor(short.stats.steps) == 7).all()

@@ -29,9 +29,7 @@ def tolerance_above(order: float) -> float:
 
 def end_error(solver, problem: Problem, n: int) -> float:
     dt = (problem.t1 - problem.t0) / n
-    sol = dxdt.solve(
-        dxdt.ODE(problem.field), problem.y0, (problem.t0, problem.t1), dt=dt, solver=solver
-    )
+    sol = dxdt.solve(dxdt.ODE(problem.field), problem.y0, (problem.t0, problem.t1), dt=dt, solver=solver)
     assert sol.stats.steps == n
     return float((sol.y1 - problem.end).abs().max())
 
@@ -190,9 +188,7 @@ def test_orders_hold_per_sample():
     ends = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
     errors = []
     for n in counts:
-        sol = dxdt.solve(
-            dxdt.ODE(GENERIC.field), y0, (0.0, ends), dt=ends / n, solver=solver, per_sample=True
-        )
+        sol = dxdt.solve(dxdt.ODE(GENERIC.field), y0, (0.0, ends), dt=ends / n, solver=solver, per_sample=True)
         assert sol.stats.steps.tolist() == [n] * 3
         errors.append((sol.y1 - GENERIC.exact(ends)).abs().amax(1).numpy())
     for column in np.array(errors).T:

@@ -14,9 +14,7 @@ TIGHT = dxdt.PID(1e-9, 1e-9)
 
 def go(save, problem=LINEAR, **options):
     options = dict(controller=TIGHT) | options if "dt" not in options else options
-    return dxdt.solve(
-        dxdt.ODE(problem.field), problem.y0, (problem.t0, problem.t1), save=save, **options
-    )
+    return dxdt.solve(dxdt.ODE(problem.field), problem.y0, (problem.t0, problem.t1), save=save, **options)
 
 
 def test_the_default_is_the_end():
@@ -118,9 +116,7 @@ def test_times_per_sample():
     for i in range(3):
         assert (sol.ys[:, i] - GENERIC.exact(sol.ts[:, i])).abs().max() < 1e-7
     assert torch.equal(sol.ys[-2], sol.ys[-1])
-    common = dxdt.solve(
-        dxdt.ODE(GENERIC.field), y0, (0.0, 2.0), controller=TIGHT, save=[0.5, 1.0], per_sample=True
-    )
+    common = dxdt.solve(dxdt.ODE(GENERIC.field), y0, (0.0, 2.0), controller=TIGHT, save=[0.5, 1.0], per_sample=True)
     assert common.ts.shape == (2, 3)
     assert (common.ys[:, 0] - GENERIC.exact(common.ts[:, 0])).abs().max() < 1e-7
 

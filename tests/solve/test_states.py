@@ -115,9 +115,7 @@ def test_precisions(dtype, tol, per_sample):
 def test_half_precision_does_not_lose_small_increments():
     """A thousand steps of 1e-3 add up, although one is below the resolution of bfloat16."""
     y0 = torch.ones(2, dtype=torch.bfloat16)
-    sol = dxdt.solve(
-        dxdt.ODE(lambda t, y: torch.ones_like(y)), y0, (0, 1), dt=1e-3, solver=dxdt.Euler()
-    )
+    sol = dxdt.solve(dxdt.ODE(lambda t, y: torch.ones_like(y)), y0, (0, 1), dt=1e-3, solver=dxdt.Euler())
     assert (sol.y1.float() - 2).abs().max() < 1e-2
 
 
@@ -216,9 +214,7 @@ def steps(rtol, atol, norm=dxdt.rms, y0=None, field=None):
     def both(t, y):
         return {"a": -y["a"], "b": torch.cos(20 * t) * y["b"]}
 
-    sol = dxdt.solve(
-        dxdt.ODE(field or both), y0, (0, 1), controller=dxdt.PID(rtol, atol, norm=norm)
-    )
+    sol = dxdt.solve(dxdt.ODE(field or both), y0, (0, 1), controller=dxdt.PID(rtol, atol, norm=norm))
     return sol.stats.accepted
 
 

@@ -95,9 +95,7 @@ def test_energy_drifts_where_a_method_is_not_symplectic():
 @pytest.mark.parametrize("solver", SYMPLECTIC, ids=identify)
 def test_symplectic_evaluations_and_dense_output(solver):
     plain = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver)
-    path = dxdt.solve(
-        FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver, save=dxdt.Save(dense=True)
-    ).path
+    path = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver, save=dxdt.Save(dense=True)).path
     assert plain.stats.evaluations in (20 * solver.stages, 20 * solver.stages + 1)
     assert torch.equal(flat(path(2.0)), flat(plain.y1))
     slopes = flat(FORCED.drift(torch.tensor(2.0, dtype=F64), plain.y1))
@@ -151,9 +149,7 @@ def test_reverse_inverts_steps(solver, h):
     for i, (y, state, step) in enumerate(seen):
         again, before = solver.reverse(eq, i * h, h, step.y, step.state, i)
         assert torch.allclose(again, y, rtol=0, atol=1e-14)
-        assert all(
-            torch.allclose(a, b, rtol=0, atol=1e-14) for a, b in zip(before, state, strict=True)
-        )
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-14) for a, b in zip(before, state, strict=True))
     y, state = seen[-1][2].y, seen[-1][2].state
     for i in reversed(range(n)):
         y, state = solver.reverse(eq, i * h, h, y, state, i)
@@ -171,9 +167,7 @@ def test_reverse_inverts_rows_of_their_own_lengths(solver):
         step = solver.step(eq, t, dt, y0, state, 0)
         y, before = solver.reverse(eq, t, dt, step.y, step.state, 0)
         assert torch.allclose(y, y0, rtol=0, atol=1e-14)
-        assert all(
-            torch.allclose(a, b, rtol=0, atol=1e-14) for a, b in zip(before, state, strict=True)
-        )
+        assert all(torch.allclose(a, b, rtol=0, atol=1e-14) for a, b in zip(before, state, strict=True))
         assert torch.allclose(step.y[2], y0[2], rtol=0, atol=1e-15)
 
 
@@ -193,9 +187,7 @@ def test_reversible_heun_inverts_steps_with_noise():
     assert float((step.y - y0).abs().min()) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "base", [dxdt.Euler(), dxdt.Midpoint(), dxdt.Bosh3(), dxdt.RK4()], ids=repr
-)
+@pytest.mark.parametrize("base", [dxdt.Euler(), dxdt.Midpoint(), dxdt.Bosh3(), dxdt.RK4()], ids=repr)
 @pytest.mark.parametrize("coupling", [0.99, 0.999, 1.0])
 def test_mccallum_foster_keeps_the_order(base, coupling):
     solver = dxdt.McCallumFoster(base, coupling)
@@ -305,9 +297,7 @@ def test_half_steps_adapt_symplectic_and_stochastic_methods():
 )
 def test_direct_and_checkpointed_gradients_agree(solver):
     if getattr(solver, "separable", False):
-        equation = dxdt.Separable(
-            lambda t, p, a: a * p + 0.1 * t, lambda t, q, a: -torch.sin(a * q) * (1 + t)
-        )
+        equation = dxdt.Separable(lambda t, p, a: a * p + 0.1 * t, lambda t, q, a: -torch.sin(a * q) * (1 + t))
         y0, spread = flat(Y0), lambda y: (y[:2], y[2:])
     else:
         equation = dxdt.ODE(lambda t, y, a: torch.tanh(a * y.flip(-1)) - t * y)
@@ -317,9 +307,7 @@ def test_direct_and_checkpointed_gradients_agree(solver):
     answers = []
     for gradient in (dxdt.Direct(), dxdt.Checkpointed()):
         y, a, t0, t1 = inputs
-        sol = dxdt.solve(
-            equation, spread(y), (t0, t1), args=(a,), dt=0.2, solver=solver, gradient=gradient
-        )
+        sol = dxdt.solve(equation, spread(y), (t0, t1), args=(a,), dt=0.2, solver=solver, gradient=gradient)
         end = sol.y1 if isinstance(sol.y1, torch.Tensor) else flat(sol.y1)
         answers.append(torch.autograd.grad(end.sin().sum(), inputs))
     assert all(torch.allclose(x, y, rtol=0, atol=1e-11) for x, y in zip(*answers, strict=True))

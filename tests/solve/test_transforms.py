@@ -103,9 +103,7 @@ def test_every_entry_has_its_own_steps():
     assert accepted[1] > accepted[0]
     assert_close(t1, torch.stack([x[2] for x in loop]))
     assert_close(y1, torch.stack([x[0] for x in loop]))
-    assert (
-        t1 - torch.tensor([1.0, 2 * torch.pi / 90, 2 * torch.pi / 15], dtype=D)
-    ).abs().max() < 1e-3
+    assert (t1 - torch.tensor([1.0, 2 * torch.pi / 90, 2 * torch.pi / 15], dtype=D)).abs().max() < 1e-3
 
 
 def test_statuses_and_failures():
@@ -113,9 +111,7 @@ def test_statuses_and_failures():
     seen = []
 
     def run(rate, throw=None):
-        sol = dxdt.solve(
-            dxdt.ODE(lambda t, y: rate * y**2), torch.ones(1, dtype=D), (0.0, 0.4), throw=throw
-        )
+        sol = dxdt.solve(dxdt.ODE(lambda t, y: rate * y**2), torch.ones(1, dtype=D), (0.0, 0.4), throw=throw)
         seen.append(sol.status)
         return sol.y1
 
@@ -299,9 +295,7 @@ def test_derivatives_of_events_by_transforms():
     # t* = arccos(level), sin t* = sqrt(1 - level^2)
     exact = torch.stack([-1 / (1 - level**2).sqrt(), -level / (1 - level**2).sqrt()], -1)
     for i in range(3):
-        assert (
-            jvp(meet, (level[i],), (torch.ones((), dtype=D),))[1] - exact[i]
-        ).abs().max() < 1e-7
+        assert (jvp(meet, (level[i],), (torch.ones((), dtype=D),))[1] - exact[i]).abs().max() < 1e-7
         assert (jacrev(meet)(level[i]) - exact[i]).abs().max() < 1e-7
     leaf = level.clone().requires_grad_()
     values = vmap(meet)(leaf)

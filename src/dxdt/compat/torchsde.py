@@ -107,8 +107,7 @@ class _Source:
         a, b = self._inside(float(start)), self._inside(float(end))
         if a > b:
             raise RuntimeError(
-                f"Query times ta={a:.3f} and tb={b:.3f} must respect ta <= tb; "
-                "exchange them and negate the answer"
+                f"Query times ta={a:.3f} and tb={b:.3f} must respect ta <= tb; exchange them and negate the answer"
             )
         noise = self._bound.increment(np.full(self._rows, a), np.full(self._rows, b - a))
         answers: list[Tensor | None] = [noise.W.reshape(self._shape)]
@@ -209,16 +208,11 @@ class BrownianInterval(_Source):
         if t0 > t1:
             raise ValueError(f"Initial time {t0} should be less than terminal time {t1}")
         if tol < 0 or (halfway_tree and tol == 0):
-            raise ValueError(
-                f"tol={tol} should be {'positive' if halfway_tree else 'non-negative'}"
-            )
+            raise ValueError(f"tol={tol} should be {'positive' if halfway_tree else 'non-negative'}")
         if halfway_tree and dt is not None:
             raise ValueError("dt is not used with halfway_tree=True; leave it out")
         if levy_area_approximation not in _LEVY:
-            raise ValueError(
-                f"levy_area_approximation must be one of {tuple(_LEVY)}, "
-                f"got {levy_area_approximation!r}"
-            )
+            raise ValueError(f"levy_area_approximation must be one of {tuple(_LEVY)}, got {levy_area_approximation!r}")
         shape, kind, place = _agree(size, dtype, device, W, H)
         self.dt, self.tol = None if dt is None else float(dt), float(tol)
         self.pool_size, self.cache_size, self.halfway_tree = pool_size, cache_size, halfway_tree
@@ -258,9 +252,7 @@ def _agree(
     dtypes = {x.dtype for x in given} | ({dtype} if dtype is not None else set())
     devices = {x.device for x in given} | ({torch.device(device)} if device is not None else set())
     if not sizes:
-        raise ValueError(
-            "Must either specify size or pass in W or H to implicitly define the size"
-        )
+        raise ValueError("Must either specify size or pass in W or H to implicitly define the size")
     for name, found in (("sizes", sizes), ("dtypes", dtypes), ("devices", devices)):
         if len(found) > 1:
             raise ValueError(f"Multiple {name} found in size, dtype, device, W and H: {found}")

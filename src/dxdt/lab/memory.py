@@ -42,9 +42,7 @@ class LiveBytes(TorchDispatchMode):
         if key in self._seen:
             return
         # A view or an in-place result of what the caller brought along is not new.
-        if any(
-            x.untyped_storage()._cdata == key for x in pytree.tree_leaves(given) if _strided(x)
-        ):
+        if any(x.untyped_storage()._cdata == key for x in pytree.tree_leaves(given) if _strided(x)):
             return
         self._seen.add(key)
         self.now += size

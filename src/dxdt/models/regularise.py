@@ -134,13 +134,9 @@ def augment(
         ValueError: `equation` has noise, `y0` has no batch axis, or there are no terms.
     """
     if hasattr(equation, "diffusion"):
-        raise ValueError(
-            f"{type(equation).__name__} has noise: give the terms of its drift, as ODE(drift)"
-        )
+        raise ValueError(f"{type(equation).__name__} has noise: give the terms of its drift, as ODE(drift)")
     if y0.ndim < 2:
-        raise ValueError(
-            f"y0 of shape {tuple(y0.shape)} has no batch axis: give one row for each sample"
-        )
+        raise ValueError(f"y0 of shape {tuple(y0.shape)} has no batch axis: give one row for each sample")
     if not terms:
         raise ValueError("augment has no terms: give Kinetic(), Jacobian(), or both")
     probe = Hutchinson() if probe is None else probe
@@ -175,9 +171,7 @@ def random_end(
     """
     t0, t1 = t
     if not 0 <= width < abs(t1 - t0):
-        raise ValueError(
-            f"random_end(width={width}) reaches beyond t0 = {t0}: give 0 <= width < {abs(t1 - t0)}"
-        )
+        raise ValueError(f"random_end(width={width}) reaches beyond t0 = {t0}: give 0 <= width < {abs(t1 - t0)}")
     draw = torch.rand(size or 1, generator=generator, dtype=torch.float64) * 2 - 1
     ends = t1 + width * draw
     return t0, float(ends) if size is None else ends
@@ -220,14 +214,9 @@ def step_terms(
     solver = Tsit5() if solver is None else solver
     tableau = solver.tableau
     if tableau.error is None:
-        raise ValueError(
-            f"{type(solver).__name__} has no error estimate: give a pair such as Tsit5()"
-        )
+        raise ValueError(f"{type(solver).__name__} has no error estimate: give a pair such as Tsit5()")
     if len(leaves(solution.ys)) != 1 or solution.ts.shape[0] < 2:
-        raise ValueError(
-            "step_terms needs one tensor after every step: solve with "
-            "save=Save(start=True, steps=True)"
-        )
+        raise ValueError("step_terms needs one tensor after every step: solve with save=Save(start=True, steps=True)")
     times, states = solution.ts, leaves(solution.ys)[0]
     reached = solution.reached[1:] & solution.reached[:-1]
     dt = torch.where(reached, times.diff(dim=0), 0.0)

@@ -1,0 +1,1 @@
+"""Calculus on tensors: trees, clocks, derivatives, random numbers."""

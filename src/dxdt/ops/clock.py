@@ -267,9 +267,7 @@ def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
     return torch.addcmul(y, factor, k) if isinstance(factor, Tensor) else torch.add(y, k, alpha=factor)
 
 
-def moments(
-    t: Ticks, dt: Ticks, nodes: Table | np.ndarray, joint: bool, like: Tensor
-) -> Sequence[Tensor]:
+def moments(t: Ticks, dt: Ticks, nodes: Table | np.ndarray, joint: bool, like: Tensor) -> Sequence[Tensor]:
     """The times ``t + nodes[i] * dt`` as the field sees them: shape ``()`` jointly, else ``(R,)``."""
     if isinstance(dt, Tensor):
         times = [(t + dt * x if x else t).to(like.dtype) for x in _numbers(nodes)]

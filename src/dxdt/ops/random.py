@@ -88,9 +88,7 @@ def seed_tensor(seed: int, device: torch.device | str | None = None) -> Tensor:
     return torch.tensor(low - (1 << 64) if low >> 63 else low, dtype=torch.int64, device=device)
 
 
-def philox(
-    counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[Integers, Integers]
-) -> _Words:
+def philox(counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[Integers, Integers]) -> _Words:
     """Encrypt a counter of four 32-bit words under two key words: Philox-4x32-10.
 
     One round: (c0, c1, c2, c3) <- (hi(B c2) ^ c1 ^ k0, lo(B c2), hi(A c0) ^ c3 ^ k1, lo(A c0)),
@@ -161,42 +159,26 @@ def _block(seed: Integers, row: Integers, node: Integers, block: Integers) -> _W
 
 def _on_host(*arguments: Integers) -> bool:
     """Whether eager numpy serves: no tensor is traced or lives beside an accelerator."""
-    return not torch.compiler.is_compiling() and all(
-        a.device.type == "cpu" for a in arguments if isinstance(a, Tensor)
-    )
+    return not torch.compiler.is_compiling() and all(a.device.type == "cpu" for a in arguments if isinstance(a, Tensor))
 
 
-def _pointwise(
-    draw: Callable[[_Words, Integers], _Array], arguments: tuple[Integers, ...]
-) -> _Array:
+def _pointwise(draw: Callable[[_Words, Integers], _Array], arguments: tuple[Integers, ...]) -> _Array:
     """Apply `draw` to the words of the blocks that hold the asked components."""
     wants_numpy = any(isinstance(a, np.ndarray) for a in arguments)
     if _on_host(*arguments):
-        arguments = tuple(
-            a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in _signed(arguments)
-        )
+        arguments = tuple(a.numpy() if isinstance(a, Tensor) else np.asarray(a) for a in _signed(arguments))
     seed, row, node, component = arguments
     result = draw(_block(seed, row, node, component >> 2), component & 3)
-    return (
-        result
-        if wants_numpy or isinstance(result, Tensor)
-        else torch.from_numpy(np.asarray(result))
-    )
+    return result if wants_numpy or isinstance(result, Tensor) else torch.from_numpy(np.asarray(result))
 
 
 def _signed(arguments: tuple[Integers, ...]) -> tuple[Integers, ...]:
     """Python ints brought into the range of int64, modulo 2**64."""
-    return tuple(
-        ((a + (1 << 63)) % (1 << 64)) - (1 << 63) if isinstance(a, int) else a for a in arguments
-    )
+    return tuple(((a + (1 << 63)) % (1 << 64)) - (1 << 63) if isinstance(a, int) else a for a in arguments)
 
 
 def _where(condition: _Array, a: _Array, b: _Array) -> _Array:
-    return (
-        torch.where(condition, a, b)
-        if isinstance(condition, Tensor)
-        else np.where(condition, a, b)
-    )
+    return torch.where(condition, a, b) if isinstance(condition, Tensor) else np.where(condition, a, b)
 
 
 def _word(words: _Words, lane: Integers) -> _Array:

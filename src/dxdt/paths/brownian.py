@@ -70,17 +70,12 @@ class Brownian:
     def __post_init__(self) -> None:
         if not 1 <= self.depth <= _DEEPEST:
             raise ValueError(
-                f"Brownian: depth={self.depth} is outside 1 .. {_DEEPEST}; "
-                "20 resolves a millionth of the span"
+                f"Brownian: depth={self.depth} is outside 1 .. {_DEEPEST}; 20 resolves a millionth of the span"
             )
         if self.h is not None and self.levy is None:
-            raise ValueError(
-                "Brownian: h is given but the path has no Levy area; pass levy=SpaceTime"
-            )
+            raise ValueError("Brownian: h is given but the path has no Levy area; pass levy=SpaceTime")
         if self.span is not None and not self.span[0] < self.span[1]:
-            raise ValueError(
-                f"Brownian: the span {self.span} is empty; give (t0, t1) with t0 < t1"
-            )
+            raise ValueError(f"Brownian: the span {self.span} is empty; give (t0, t1) with t0 < t1")
 
     def bind(
         self,
@@ -104,14 +99,10 @@ class Brownian:
         low, high = np.minimum(start, end), np.maximum(start, end)
         if self.span is not None:
             low, high = _inside(low, high, self.span)
-        return BoundBrownian(
-            self, low, high, start, rows, size, dtype, torch.device(device), row_offset
-        )
+        return BoundBrownian(self, low, high, start, rows, size, dtype, torch.device(device), row_offset)
 
 
-def _inside(
-    low: np.ndarray, high: np.ndarray, span: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _inside(low: np.ndarray, high: np.ndarray, span: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     slack = _SLACK * (span[1] - span[0])
     if (low < span[0] - slack).any() or (high > span[1] + slack).any():
         raise ValueError(
@@ -179,9 +170,7 @@ class BoundBrownian:
         times = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, np.float64)
         x = self._host.inside(times[..., None] if times.ndim < 2 else times)
         origin = self._host.inside(self._host.start)
-        x, origin = (
-            np.broadcast_to(a, (*a.shape[:-1], len(frame.row))) for a in (x, np.atleast_1d(origin))
-        )
+        x, origin = (np.broadcast_to(a, (*a.shape[:-1], len(frame.row))) for a in (x, np.atleast_1d(origin)))
         if frame is self._device:
             x, origin = (
                 torch.from_numpy(x.copy()).to(self.device),
@@ -191,11 +180,7 @@ class BoundBrownian:
         return self._data((here - there) * frame.unit())
 
     def _ticks(self, t: Ticks) -> Tensor:
-        return (
-            t
-            if isinstance(t, Tensor)
-            else torch.from_numpy(np.asarray(t, np.float64)).to(self.device)
-        )
+        return t if isinstance(t, Tensor) else torch.from_numpy(np.asarray(t, np.float64)).to(self.device)
 
     def _ends(self, t: np.ndarray, dt: np.ndarray) -> _State:
         """The states at both ends, stacked; an end of the last query is not drawn again."""
@@ -216,9 +201,7 @@ class BoundBrownian:
         return next((state for known, state in self._recent if np.array_equal(known, time)), None)
 
     def _data(self, x: _Array) -> Tensor:
-        return (x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).to(
-            self.dtype
-        )
+        return (x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))).to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -275,9 +258,7 @@ class _Frame:
         return namespace(self.length).sqrt(self.length)[..., None]
 
 
-def _given(
-    value: Any, length: np.ndarray, precision: float, rows: int, size: int
-) -> np.ndarray | None:
+def _given(value: Any, length: np.ndarray, precision: float, rows: int, size: int) -> np.ndarray | None:
     """A known root increment in units of its standard deviation."""
     if value is None:
         return None
@@ -300,17 +281,13 @@ def _state(bound: BoundBrownian, frame: _Frame, x: _Array) -> _State:
     return sums[0], None if bound.path.levy is None else sums[1]
 
 
-def _sums(
-    frame: _Frame, node: _Array, weights: tuple[_Array, ...], first: int, size: int
-) -> list[_Array]:
+def _sums(frame: _Frame, node: _Array, weights: tuple[_Array, ...], first: int, size: int) -> list[_Array]:
     """Weighted sums of the normals of the cells, for components first .. first + size - 1.
 
     Weights are (levels, normals a cell, *x, 1).
     """
     each = weights[0].shape[1]
-    z = random.normals(
-        frame.seed, frame.row, node, each * size, first=each * first, dtype=torch.float64
-    )
+    z = random.normals(frame.seed, frame.row, node, each * size, first=each * first, dtype=torch.float64)
     known = (frame.w, frame.h)[:each]
     draws = [
         _condition(z[..., j::each], None if root is None else root[:, first : first + size])
@@ -319,9 +296,7 @@ def _sums(
     return [total(sum(w[:, j] * draw for j, draw in enumerate(draws))) for w in weights]
 
 
-def _sums_in_pieces(
-    frame: _Frame, node: np.ndarray, weights: tuple[np.ndarray, ...], size: int
-) -> list[np.ndarray]:
+def _sums_in_pieces(frame: _Frame, node: np.ndarray, weights: tuple[np.ndarray, ...], size: int) -> list[np.ndarray]:
     """The same on the host, as many rows and components at a time as fit the cache."""
     rows = node.shape[-1]
     most = max(4, _PIECE // (node.size // rows))

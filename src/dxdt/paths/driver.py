@@ -86,9 +86,7 @@ def settle(x: Any, device: torch.device) -> Any:
     return x
 
 
-def mix(
-    values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]
-) -> Float[Tensor, "*shape n"]:
+def mix(values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]) -> Float[Tensor, "*shape n"]:
     """The product matrix @ values, in a fixed order: its bits do not depend on the batch size."""
     columns = matrix.unbind(1)
     total = values[..., :1] * columns[0]
@@ -116,8 +114,7 @@ class Correlated:
     def __post_init__(self) -> None:
         if self.matrix.ndim != 2:
             raise ValueError(
-                f"Correlated: the factor has shape {tuple(self.matrix.shape)}; "
-                "give a matrix of shape (n, m)"
+                f"Correlated: the factor has shape {tuple(self.matrix.shape)}; give a matrix of shape (n, m)"
             )
 
     @property
@@ -144,8 +141,7 @@ class Correlated:
         n, m = self.matrix.shape
         if n != size:
             raise ValueError(
-                f"Correlated: the factor has {n} rows but the noise has size {size}; "
-                f"give a matrix of shape ({size}, m)"
+                f"Correlated: the factor has {n} rows but the noise has size {size}; give a matrix of shape ({size}, m)"
             )
         inner = self.driver.bind(t0, t1, rows, m, dtype, device, row_offset)
         return _BoundCorrelated(inner, self.matrix.to(device=device, dtype=dtype))
@@ -159,9 +155,7 @@ class _BoundCorrelated:
     def increment(self, t: Ticks, dt: Ticks, step: Any = 0) -> Increment:
         """The increment of L W, and of H likewise."""
         inner = self.inner.increment(t, dt, step)
-        return Increment(
-            dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix)
-        )
+        return Increment(dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix))
 
     def value(self, t: Any) -> Tensor:
         """L (W(t) - W(t0)); see `Brownian`."""

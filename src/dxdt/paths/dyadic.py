@@ -50,9 +50,7 @@ def total(terms: _Array) -> _Array:
     while len(terms) > 1:
         half = len(terms) // 2
         pairs = terms[:half] + terms[half : 2 * half]
-        terms = (
-            namespace(terms).concatenate((pairs, terms[2 * half :])) if len(terms) % 2 else pairs
-        )
+        terms = namespace(terms).concatenate((pairs, terms[2 * half :])) if len(terms) % 2 else pairs
     return terms[0]
 
 
@@ -81,9 +79,7 @@ class Levels:
         return cls(np.arange(depth, -1, -1), 2.0 ** -np.arange(0.0, depth + 1.0))
 
     def to(self, device: torch.device) -> Levels:
-        return Levels(
-            torch.from_numpy(self.shift).to(device), torch.from_numpy(self.length).to(device)
-        )
+        return Levels(torch.from_numpy(self.shift).to(device), torch.from_numpy(self.length).to(device))
 
     def find(self, x: _Array) -> Cells:
         leaves = 1 << (len(self.shift) - 1)

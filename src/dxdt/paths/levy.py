@@ -29,9 +29,7 @@ _AREAS = 1 << 50
 class Residual(Protocol):
     """The conditional variance that an approximation gives to the residual."""
 
-    def variance(
-        self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows m m"]:
+    def variance(self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows m m"]:
         """Variance of each entry, for steps of length h >= 0."""
         ...
 
@@ -41,9 +39,7 @@ class Residual(Protocol):
 class Davie:
     """A residual of variance h^2/12 whatever H is: the right second moments, pair by pair."""
 
-    def variance(
-        self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows m m"]:
+    def variance(self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows m m"]:
         """h^2/12 in every entry."""
         m = H.shape[-1]
         return (h * h / 12)[..., None, None].expand(*H.shape[:-1], m, m)
@@ -54,9 +50,7 @@ class Davie:
 class Foster:
     """A residual of the true conditional variance, h^2/20 + h/5 (H_i^2 + H_j^2)."""
 
-    def variance(
-        self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]
-    ) -> Float[Tensor, "*rows m m"]:
+    def variance(self, H: Float[Tensor, "*rows m"], h: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows m m"]:
         """h^2/20 + h/5 (H_i^2 + H_j^2)."""
         h = h[..., None, None]
         square = H * H

@@ -193,9 +193,7 @@ def natural(ts: Float[Tensor, "*#batch N"], xs: Float[Tensor, "*batch N channels
     first = rise / gap - gap * (2 * left + right) / 6
     third = (right - left) / (6 * gap)
     piece = (known.cumsum(-2)[..., :-1, :] - 1).minimum(count - 2)
-    a, b, c, d, origin = (
-        _take(x, piece) for x in (value[..., :-1, :], first, left / 2, third, knot[..., :-1, :])
-    )
+    a, b, c, d, origin = (_take(x, piece) for x in (value[..., :-1, :], first, left / 2, third, knot[..., :-1, :]))
     u = time[..., :-1, :] - origin
     value = a + u * (b + u * (c + u * d))
     return Piecewise(ts, torch.stack((value, b + u * (2 * c + 3 * u * d), c + 3 * u * d, d), -2))
@@ -247,9 +245,7 @@ def solve_tridiagonal(
     return d / b
 
 
-def fill(
-    ts: Float[Tensor, "*#batch N"], xs: Float[Tensor, "*batch N channels"]
-) -> Float[Tensor, "*batch N channels"]:
+def fill(ts: Float[Tensor, "*#batch N"], xs: Float[Tensor, "*batch N channels"]) -> Float[Tensor, "*batch N channels"]:
     """Replace NaN by linear interpolation in time, channel by channel.
 
     Before the first observation of a channel stands the first, after the last the last; a channel
@@ -304,6 +300,4 @@ def _check(ts: Tensor, xs: Tensor, name: str) -> None:
     if ts.shape[-1] < 2:
         raise ValueError(f"{name}: a path needs two times at least, got {ts.shape[-1]}")
     if not torch.isfinite(ts).all() or not (ts.diff() > 0).all():
-        raise ValueError(
-            f"{name}: times must be finite and increase strictly; sort them and drop repeats"
-        )
+        raise ValueError(f"{name}: times must be finite and increase strictly; sort them and drop repeats")

@@ -177,7 +177,9 @@ class Grid(Controller):
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
         times = self.times
         if times.shape[1] not in (1, len(t0)):
-            raise ValueError(f"Grid has times for {times.shape[1]} samples but the solve has {len(t0)}: give one column for each")
+            raise ValueError(
+                f"Grid has times for {times.shape[1]} samples but the solve has {len(t0)}: give one column for each"
+            )
         slack = 1e-9 * np.abs(t1 - t0)
         if (np.abs(times[0] - t0) > slack).any() or (np.abs(times[-1] - t1) > slack).any():
             raise ValueError(
@@ -405,5 +407,3 @@ def _times(times: Any, what: str) -> np.ndarray:
     if values.ndim != 1 or not np.all(np.isfinite(values)):
         raise ValueError(f"{what} is not a vector of finite times: give a sequence of numbers")
     return np.sort(values)
-
-

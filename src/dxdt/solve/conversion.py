@@ -42,8 +42,7 @@ class Converted:
     def __post_init__(self) -> None:
         if not hasattr(self.equation, "diffusion"):
             raise TypeError(
-                f"{type(self.equation).__name__} has no noise, so it has no calculus to change: "
-                f"give an SDE"
+                f"{type(self.equation).__name__} has no noise, so it has no calculus to change: give an SDE"
             )
 
     @property

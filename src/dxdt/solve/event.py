@@ -125,7 +125,9 @@ class Watch:
         """
         (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
         with torch.no_grad():
-            return tuple(np.sign(to_host(self._value(e, time, y.detach(), check=True)).reshape(-1)) for e in self.events)
+            return tuple(
+                np.sign(to_host(self._value(e, time, y.detach(), check=True)).reshape(-1)) for e in self.events
+            )
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Conditions and reset maps evaluated once at the start, to look at their graphs."""
@@ -152,11 +154,16 @@ class Watch:
         if not rows.any():
             return None, signs
         stays = np.array([e.reset is not None for e in self.events])
-        signs = tuple(np.where(rows, self._after(e, i, which, theta, track, ok), s) for (i, e), s in zip(enumerate(self.events), signs, strict=True))
+        signs = tuple(
+            np.where(rows, self._after(e, i, which, theta, track, ok), s)
+            for (i, e), s in zip(enumerate(self.events), signs, strict=True)
+        )
         crossing = Crossing(rows, np.where(rows, theta, 1.0), np.where(rows, which, -1), rows & ~stays[which])
         return (Crossing(*(x[0] for x in crossing)) if single else crossing), signs
 
-    def _after(self, event: Event, i: int, which: np.ndarray, theta: np.ndarray, track: _Track, ok: np.ndarray) -> np.ndarray:
+    def _after(
+        self, event: Event, i: int, which: np.ndarray, theta: np.ndarray, track: _Track, ok: np.ndarray
+    ) -> np.ndarray:
         # At its own root an event has no side until it is seen away from zero; others keep theirs.
         value = np.sign(track.value(event, np.where(np.isfinite(theta), theta, 1.0)))
         return np.where(which == i, 0.0, value)
@@ -199,7 +206,9 @@ class Watch:
             theta = theta - torch.where(mask, shift, 0.0)
         return theta
 
-    def _slope(self, event: Event, theta: Tensor, start: Tensor, length: Tensor, y: Tensor, dense: Tensor) -> Tensor | None:
+    def _slope(
+        self, event: Event, theta: Tensor, start: Tensor, length: Tensor, y: Tensor, dense: Tensor
+    ) -> Tensor | None:
         """dc/dtheta along the step, or None for a boolean condition."""
         y, dense, start, length = (x.detach() for x in (y, dense, start, length))
 
@@ -227,14 +236,22 @@ class Watch:
 
 def _check(value: Any, per_sample: bool, rows: int) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"an event's condition returned a {type(value).__name__}: return a tensor with one number a sample")
+        raise TypeError(
+            f"an event's condition returned a {type(value).__name__}: return a tensor with one number a sample"
+        )
     if value.is_complex():
-        raise TypeError("an event's condition returned complex values, which have no sign: return a real part or a modulus")
+        raise TypeError(
+            "an event's condition returned complex values, which have no sign: return a real part or a modulus"
+        )
     want = (rows,) if per_sample else ()
     if tuple(value.shape) != want and not (not per_sample and value.numel() == 1):
         raise ValueError(
             f"an event's condition returned shape {tuple(value.shape)}: return {want}, "
-            + ("one number for each sample" if per_sample else "one number (per_sample=True gives each sample its own event)")
+            + (
+                "one number for each sample"
+                if per_sample
+                else "one number (per_sample=True gives each sample its own event)"
+            )
         )
 
 

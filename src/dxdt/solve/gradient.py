@@ -100,9 +100,7 @@ class Gradient(ABC):
     """A rule for differentiating a solve."""
 
     @abstractmethod
-    def run(
-        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
-    ) -> Outcome:
+    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         """Solve, so that the outcome is differentiable in the inputs."""
 
 
@@ -140,9 +138,7 @@ class Direct(Gradient):
     Exact for the discretisation; memory grows with the number of steps; forward mode works too.
     """
 
-    def run(
-        self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder
-    ) -> Outcome:
+    def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         plan = inputs.plan(plan)
         answers = Answers()
 

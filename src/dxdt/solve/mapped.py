@@ -66,11 +66,7 @@ class Axis:
 
     def is_mapped(self, x: Any) -> bool:
         """Whether a value carries this axis outermost."""
-        return (
-            isinstance(x, Tensor)
-            and _functorch.is_batchedtensor(x)
-            and _functorch.maybe_get_level(x) == self.level
-        )
+        return isinstance(x, Tensor) and _functorch.is_batchedtensor(x) and _functorch.maybe_get_level(x) == self.level
 
     def spread(self, x: Tensor) -> Tensor:
         """The axis in front, explicit, of a tensor that may not have it."""
@@ -136,9 +132,7 @@ class Fold:
         def second(x: Tensor) -> Tensor:
             return axis.enter(x, 1) if x.dim() > 1 else x
 
-        steps, accepted, rejected = (
-            axis.enter(x) for x in (stats.steps, stats.accepted, stats.rejected)
-        )
+        steps, accepted, rejected = (axis.enter(x) for x in (stats.steps, stats.accepted, stats.rejected))
         optional = (None if x is None else second(x) for x in (solution.events, solution.which))
         events, which = optional
         return Solution(
@@ -154,9 +148,7 @@ class Fold:
         )
 
 
-def fold(
-    equation: Equation, y0: Tree, t: Any, problem: dict[str, Any], per_sample: bool
-) -> Fold | None:
+def fold(equation: Equation, y0: Tree, t: Any, problem: dict[str, Any], per_sample: bool) -> Fold | None:
     """The problem with its outermost mapped axis made explicit, or None where nothing is mapped.
 
     Args:
@@ -193,15 +185,11 @@ def _is_needed(axis: Axis, equation: Equation, y0: Tree, t: Any, problem: dict[s
         return False
     first = _ends(t)[0] if _ends(t) else 0.0
     like = leaves(y0)[0]
-    time = torch.as_tensor(
-        first, dtype=like.dtype.to_real() if like.dtype.is_complex else like.dtype
-    )
+    time = torch.as_tensor(first, dtype=like.dtype.to_real() if like.dtype.is_complex else like.dtype)
     time = time if axis.batch is None else time.expand(axis.batch)
     event = problem["event"]
     events = () if event is None else event if isinstance(event, Sequence) else (event,)
-    maps = [
-        f for e in events if isinstance(e, Event) for f in (e.condition, e.reset) if f is not None
-    ]
+    maps = [f for e in events if isinstance(e, Event) for f in (e.condition, e.reset) if f is not None]
     values = [f(time.to(like.device), y0, *problem["args"]) for f in (equation.drift, *maps)]
     return any(axis.is_mapped(x) for x in leaves(values))
 
@@ -218,8 +206,7 @@ def _folded(axis: Axis, equation: Equation, y0: Tree, t: Any, problem: dict[str,
     if event is not None:
         event = [_event(axis, e) for e in (event if isinstance(event, Sequence) else (event,))]
     points = [
-        axis.rows(x if isinstance(x, Tensor) else torch.as_tensor(x)) if _splits(axis, x) else x
-        for x in _ends(t)
+        axis.rows(x if isinstance(x, Tensor) else torch.as_tensor(x)) if _splits(axis, x) else x for x in _ends(t)
     ]
     save = problem["save"]
     save = save if isinstance(save, Save) or save is None else Save(times=save)
@@ -261,8 +248,7 @@ def _check(axis: Axis, equation: Equation, problem: dict[str, Any]) -> None:
     remedy = "make the axis a batch yourself and solve with per_sample=True"
     if hasattr(equation, "diffusion"):
         raise ValueError(
-            f"{type(equation).__name__} has noise, which torch.vmap would share between its "
-            f"entries: {remedy}"
+            f"{type(equation).__name__} has noise, which torch.vmap would share between its entries: {remedy}"
         )
     if problem["driver"] is not None:
         raise ValueError(f"a solve with a driver does not work inside torch.vmap: {remedy}")
@@ -271,10 +257,7 @@ def _check(axis: Axis, equation: Equation, problem: dict[str, Any]) -> None:
     for name, value in (("dt", problem["dt"]), ("save", times)):
         if any(axis.is_mapped(x) for x in leaves(value)):
             raise ValueError(
-                f"{name} is mapped by torch.vmap, which only y0, args, t and what fields capture "
-                f"may be: {remedy}"
+                f"{name} is mapped by torch.vmap, which only y0, args, t and what fields capture may be: {remedy}"
             )
     if isinstance(save, Save) and save.dense:
-        raise ValueError(
-            f"a dense path does not work inside torch.vmap: save at times, or {remedy}"
-        )
+        raise ValueError(f"a dense path does not work inside torch.vmap: save at times, or {remedy}")

@@ -144,9 +144,7 @@ class AdamsBashforth(_Adams):
 
     def __post_init__(self) -> None:
         if self.order not in range(1, _HIGHEST + 1):
-            raise ValueError(
-                f"AdamsBashforth(order={self.order}): give an order from 1 to {_HIGHEST}"
-            )
+            raise ValueError(f"AdamsBashforth(order={self.order}): give an order from 1 to {_HIGHEST}")
 
     @property
     def memory(self) -> int:
@@ -183,13 +181,10 @@ class AdamsBashforthMoulton(_Adams):
 
     def __post_init__(self) -> None:
         if self.order not in range(2, _HIGHEST + 1):
-            raise ValueError(
-                f"AdamsBashforthMoulton(order={self.order}): give an order from 2 to {_HIGHEST}"
-            )
+            raise ValueError(f"AdamsBashforthMoulton(order={self.order}): give an order from 2 to {_HIGHEST}")
         if self.correctors < 1:
             raise ValueError(
-                f"AdamsBashforthMoulton(correctors={self.correctors}): give at least one, "
-                f"or use dxdt.AdamsBashforth"
+                f"AdamsBashforthMoulton(correctors={self.correctors}): give at least one, or use dxdt.AdamsBashforth"
             )
 
     @property
@@ -247,9 +242,7 @@ def _weights(around: _Around, nodes: Any, like: Tensor) -> Sequence[Any]:
     k = nodes.shape[1]
     if isinstance(nodes, Tensor):
         powers = torch.stack([nodes**m for m in range(k)], 1)
-        moments_ = torch.tensor(
-            [1 / (m + 1) for m in range(k)], dtype=nodes.dtype, device=nodes.device
-        )
+        moments_ = torch.tensor([1 / (m + 1) for m in range(k)], dtype=nodes.dtype, device=nodes.device)
         wanted = moments_[:, None].expand(nodes.shape[0], k, 1)
         weights = torch.linalg.solve_ex(powers, wanted)[0].squeeze(-1) * around.dt[:, None]
         return weights.to(like.dtype).unsqueeze(-1).unbind(1)

@@ -242,8 +242,7 @@ class Sum(Noise):
     def check(self, value: Tree, layout: Layout) -> None:
         if not isinstance(value, tuple) or len(value) != len(self.parts):
             raise TypeError(
-                f"the diffusion's value is not a tuple of {len(self.parts)}: "
-                f"return one value for each part of {self!r}"
+                f"the diffusion's value is not a tuple of {len(self.parts)}: return one value for each part of {self!r}"
             )
         for part, v in zip(self.parts, value, strict=True):
             part.check(v, layout)

@@ -87,9 +87,7 @@ class Recorder:
             self.crossings.append(np.atleast_1d(crossing.which))
         if not self.wants:
             return None if crossing is None else Request(None, None)
-        ok, t, dt, end, accepted = np.atleast_1d(
-            attempt.ok, attempt.at.t, attempt.at.dt, attempt.end, carry.accepted
-        )
+        ok, t, dt, end, accepted = np.atleast_1d(attempt.ok, attempt.at.t, attempt.at.dt, attempt.end, carry.accepted)
         if self.dense:
             self.starts.append(np.where(ok, t, end))
             self.lengths.append(np.where(ok, dt, 0.0))
@@ -103,12 +101,7 @@ class Recorder:
         elif self.every:
             rows = np.flatnonzero(ok & (accepted % self.every == 0))
             self._enter(accepted[rows] // self.every - 1, rows, end[rows])
-        if (
-            pairs is None
-            and not self.dense
-            and crossing is None
-            and (rows is None or not len(rows))
-        ):
+        if pairs is None and not self.dense and crossing is None and (rows is None or not len(rows)):
             return None
         return Request(pairs, rows)
 
@@ -117,9 +110,7 @@ class Recorder:
         at, step = attempt.at, attempt.step
         pairs, rows = request
         t, dt = attach(plan, attempt)
-        needs = self.dense or (
-            pairs is not None and (self.moments is not None or bool((pairs.theta < 1).any()))
-        )
+        needs = self.dense or (pairs is not None and (self.moments is not None or bool((pairs.theta < 1).any())))
         dense = plan.solver.dense(step, dt, at.y) if needs else None
         values = None
         if pairs is not None:
@@ -139,18 +130,14 @@ class Recorder:
         self.row.append(row)
         self.t.append(t)
 
-    def _at_times(
-        self, pairs: Pairs, t: Ticks, dt: Ticks, y0: Tensor, y1: Tensor, dense: Tensor | None
-    ) -> Tensor:
+    def _at_times(self, pairs: Pairs, t: Ticks, dt: Ticks, y0: Tensor, y1: Tensor, dense: Tensor | None) -> Tensor:
         if y0.shape[0] > 1:
             row = torch.as_tensor(pairs.row, device=y0.device)
             y0, y1 = y0[row], y1[row]
             dense = None if dense is None else dense[:, row]
         if self.moments is None and not isinstance(dt, Tensor):
             return interpolate(y0, y1, dense, from_host(pairs.theta, y0))
-        return interpolate(
-            y0, y1, dense, self._theta(pairs, t, dt, y0), exact=self.moments is None
-        )
+        return interpolate(y0, y1, dense, self._theta(pairs, t, dt, y0), exact=self.moments is None)
 
     def _theta(self, pairs: Pairs, t: Ticks, dt: Ticks, like: Tensor) -> Tensor:
         t, dt = (torch.as_tensor(x, device=like.device).reshape(-1)[pairs.row] for x in (t, dt))
@@ -159,6 +146,4 @@ class Recorder:
             wanted = self.moments[pairs.number, pairs.row if self.moments.shape[1] > 1 else 0]
         whole = torch.as_tensor(pairs.theta == 1, device=like.device)
         theta = (wanted - t) / dt
-        return (theta if self.moments is not None else torch.where(whole, 1.0, theta)).to(
-            like.dtype
-        )
+        return (theta if self.moments is not None else torch.where(whole, 1.0, theta)).to(like.dtype)

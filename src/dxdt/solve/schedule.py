@@ -100,7 +100,7 @@ def split(steps: int, slots: int) -> int:
 def least_recomputations(steps: int, slots: int) -> int:
     """Fewest steps taken again to reverse ``steps`` from their start, with ``slots`` states of room.
 
-        r N - C(c + r, c + 1),    C(c + r - 1, c) < N <= C(c + r, c)      (Griewank 1992)
+    r N - C(c + r, c + 1),    C(c + r - 1, c) < N <= C(c + r, c)      (Griewank 1992)
     """
     r = _repetitions(steps, slots)
     return r * steps - comb(slots + r, slots + 1)

@@ -22,9 +22,15 @@ class Status(Enum):
     """How a sample ended; the value is the sentence to the user."""
 
     SUCCESS = "reached the end of its span"
-    MAX_STEPS = "took max_steps attempted steps without reaching its end: raise max_steps, loosen the tolerances, or shorten the span"
+    MAX_STEPS = (
+        "took max_steps attempted steps without reaching its end: "
+        "raise max_steps, loosen the tolerances, or shorten the span"
+    )
     NOT_FINITE = "met values that are not finite: the field overflowed or returned NaN; check it, or use a smaller step"
-    STEP_TOO_SMALL = "needed a step below the smallest allowed: the problem is stiff or singular there, or the tolerances are too tight"
+    STEP_TOO_SMALL = (
+        "needed a step below the smallest allowed: "
+        "the problem is stiff or singular there, or the tolerances are too tight"
+    )
     NO_STEP = "was given a next step that does not lead towards its end: the controller is wrong"
     EVENT = "was stopped by an event"
     REVISITS = "rejected more steps in a row than Revisit remembers: raise its depth, or loosen the tolerances"
@@ -106,9 +112,14 @@ class Solution:
         return self.status.ok if isinstance(self.status, Status) else torch.tensor([s.ok for s in self.status])
 
     def __repr__(self) -> str:
-        ended = self.status if isinstance(self.status, Status) else f"{sum(s.ok for s in self.status)}/{len(self.status)} ok"
+        ended = (
+            self.status
+            if isinstance(self.status, Status)
+            else f"{sum(s.ok for s in self.status)}/{len(self.status)} ok"
+        )
         shapes = None if self.ys is None else tree_map(lambda leaf: tuple(leaf.shape), self.ys)
-        return f"Solution(ys={shapes}, status={ended}, steps={_short(self.stats.accepted)}, evaluations={self.stats.evaluations})"
+        steps, evaluations = _short(self.stats.accepted), self.stats.evaluations
+        return f"Solution(ys={shapes}, status={ended}, steps={steps}, evaluations={evaluations})"
 
 
 def _short(counts: Any) -> str:

@@ -93,7 +93,15 @@ def solve(
     problem = dict(args=args, save=save, event=event, driver=driver, dt=dt, throw=throw)
     folded = fold(equation, y0, t, problem, per_sample)
     if folded is not None:
-        rest = dict(args=args, dt=dt, solver=solver, controller=controller, gradient=gradient, params=params, max_steps=max_steps)
+        rest = dict(
+            args=args,
+            dt=dt,
+            solver=solver,
+            controller=controller,
+            gradient=gradient,
+            params=params,
+            max_steps=max_steps,
+        )
         return folded.unfold(solve(**rest, **folded.problem, progress=progress))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
@@ -161,14 +169,18 @@ def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: give at least 1")
     if not hasattr(equation, "drift"):
-        raise TypeError(f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)")
+        raise TypeError(
+            f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)"
+        )
 
 
 def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
     events = () if event is None else tuple(event) if isinstance(event, Sequence) else (event,)
     for e in events:
         if not isinstance(e, Event):
-            raise TypeError(f"event has an entry of type {type(e).__name__}: wrap your condition as dxdt.Event(condition)")
+            raise TypeError(
+                f"event has an entry of type {type(e).__name__}: wrap your condition as dxdt.Event(condition)"
+            )
     return Watch(rows, events) if events else None
 
 
@@ -187,7 +199,9 @@ def _controller(
         size = numbers(dt, "dt")
         if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
             raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
-        size = np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
+        size = (
+            np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
+        )
     if controller is None:
         if interval.grid is not None:
             controller = Grid(interval.grid)
@@ -226,7 +240,9 @@ def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:
                 f"ask for times inside it, or solve further"
             )
         columns = np.clip(place, low, high) * sign
-        recorder.times = SaveTimes(columns if times.shape[1] > 1 or layout.rows > 1 and np.ptp(columns, axis=1).any() else columns[:, :1], sign)
+        recorder.times = SaveTimes(
+            columns if times.shape[1] > 1 or layout.rows > 1 and np.ptp(columns, axis=1).any() else columns[:, :1], sign
+        )
         recorder.times.begin(interval.t0)
     return recorder
 

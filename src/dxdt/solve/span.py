@@ -42,7 +42,9 @@ class Interval:
             raise ValueError("solve has no t: give the span as a pair (t0, t1)")
         if isinstance(t, (str, int, float, complex)) or not (hasattr(t, "__len__") or hasattr(t, "__iter__")):
             raise TypeError(f"t is {t!r}: give the span as a pair (t0, t1)")
-        points = list(t) if not isinstance(t, (Tensor, np.ndarray)) else [t[i] for i in range(t.shape[0] if t.ndim else 0)]
+        points = (
+            list(t) if not isinstance(t, (Tensor, np.ndarray)) else [t[i] for i in range(t.shape[0] if t.ndim else 0)]
+        )
         if len(points) < 2:
             raise ValueError(f"t has {len(points)} times: give the span as a pair (t0, t1), or a grid of times")
         host = np.stack([_row(p, layout) for p in points])
@@ -85,7 +87,9 @@ def numbers(value: Any, what: str) -> np.ndarray:
             return to_host(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError):
             pass
-    raise TypeError(f"{what} has {' '.join(repr(value).split())[:60]}, which is not real: give real numbers, or a tensor of them")
+    raise TypeError(
+        f"{what} has {' '.join(repr(value).split())[:60]}, which is not real: give real numbers, or a tensor of them"
+    )
 
 
 def _row(point: Any, layout: Layout) -> np.ndarray:

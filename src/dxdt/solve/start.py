@@ -48,10 +48,7 @@ def start(plan: Plan, t0: Ticks, y: Tensor) -> State:
     state = plan.solver.init(plan.equation, t0, y, plan.dense)
     if not (state and torch.is_grad_enabled() and y.shape[0] > 1):
         return state
-    finite = (
-        to_host(torch.stack([torch.isfinite(s.detach()).flatten(1).all(1) for s in state]).all(0))
-        > 0
-    )
+    finite = to_host(torch.stack([torch.isfinite(s.detach()).flatten(1).all(1) for s in state]).all(0)) > 0
     if finite.all() or not finite.any():
         return state
     source = np.where(finite, np.arange(len(finite)), np.flatnonzero(finite)[0])

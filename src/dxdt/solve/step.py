@@ -24,9 +24,7 @@ def attach(plan: Plan, attempt: Attempt) -> tuple[Ticks, Ticks]:
     if not ((origin is not None and begins.any()) or (stop is not None and ends.any())):
         return at.t, at.dt
     device = at.y.device
-    start, end, moving = (
-        torch.as_tensor(x, device=device).reshape(-1) for x in (at.t, at.t + at.dt, moves)
-    )
+    start, end, moving = (torch.as_tensor(x, device=device).reshape(-1) for x in (at.t, at.t + at.dt, moves))
     if origin is not None:
         start = torch.where(torch.as_tensor(begins, device=device), origin, start)
     if stop is not None:

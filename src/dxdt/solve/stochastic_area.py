@@ -124,9 +124,7 @@ class SPaRK(Stochastic):
 
     error_order: ClassVar[float | None] = 1
     stages: ClassVar[int] = 3
-    noisy: ClassVar[Noisy | None] = Noisy(
-        (Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5)
-    )
+    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, middle, end = moments(t, dt, _THIRDS, not eq.layout.per_sample, y)

@@ -115,9 +115,7 @@ class Composition:
     def __post_init__(self) -> None:
         for name in ("drifts", "kicks"):
             if abs(sum(getattr(self, name)) - 1) > 1e-12:
-                raise ValueError(
-                    f"Composition.{name} sums to {sum(getattr(self, name)):.12g}: give 1"
-                )
+                raise ValueError(f"Composition.{name} sums to {sum(getattr(self, name)):.12g}: give 1")
         lengths = Table.of(np.stack([self.drifts, self.kicks], 1).ravel())
         nodes = np.stack([np.cumsum([0.0, *self.kicks[:-1]]), np.cumsum(self.drifts)], 1)
         object.__setattr__(self, "lengths", lengths)

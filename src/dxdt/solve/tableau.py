@@ -71,14 +71,20 @@ class Tableau:
                 f"give row i (of stages 2..{s}) exactly i entries"
             )
         if abs(float(sum(map(float, self.b))) - 1) > 1e-10:
-            raise ValueError(f"Tableau.b sums to {sum(map(float, self.b)):.12g}: the weights of a consistent method sum to 1")
+            raise ValueError(
+                f"Tableau.b sums to {sum(map(float, self.b)):.12g}: the weights of a consistent method sum to 1"
+            )
         if self.error is not None:
             if len(self.error) not in (s, s + 1):
-                raise ValueError(f"Tableau.error has {len(self.error)} entries: give {s}, or {s + 1} with f(t + dt, y') last")
+                raise ValueError(
+                    f"Tableau.error has {len(self.error)} entries: give {s}, or {s + 1} with f(t + dt, y') last"
+                )
             if self.error_order is None:
                 raise ValueError("Tableau.error is given without error_order: give the power of dt in the estimate")
             if abs(sum(map(float, self.error))) > 1e-8:
-                raise ValueError(f"Tableau.error sums to {sum(map(float, self.error)):.3g}: differences of weights sum to 0")
+                raise ValueError(
+                    f"Tableau.error sums to {sum(map(float, self.error)):.3g}: differences of weights sum to 0"
+                )
         if self.c is not None and not np.allclose(self._c_from_rows, [float(x) for x in self.c], atol=1e-9):
             raise ValueError("Tableau.c differs from the row sums of a: leave c out, or correct one of them")
         if self.dense is not None and len(self.dense) not in (s, s + 1):

@@ -46,14 +46,10 @@ class HalfStep(Solver):
     def __post_init__(self) -> None:
         name = type(self.solver).__name__
         if self.solver.known_grid:
-            raise ValueError(
-                f"HalfStep was given {name}, which needs known steps: give a one-step method"
-            )
+            raise ValueError(f"HalfStep was given {name}, which needs known steps: give a one-step method")
         special = ("reversible", "separable", "stochastic")
         if self.extrapolate and any(getattr(self.solver, fact, False) for fact in special):
-            raise ValueError(
-                f"HalfStep(extrapolate=True) spoils what {name} preserves: leave extrapolate out"
-            )
+            raise ValueError(f"HalfStep(extrapolate=True) spoils what {name} preserves: leave extrapolate out")
 
     @property
     def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -112,9 +112,7 @@ def spiral(settings: Comparison) -> tuple[nn.Module, Loss]:
     times = torch.linspace(0, 25, 251, dtype=torch.float64)
     start = torch.tensor([2.0, 0.0], dtype=torch.float64)
     tight = PID(rtol=1e-9, atol=1e-9)
-    truth = solve(
-        ODE(lambda t, y: y**3 @ matrix.T), start, (0.0, 25.0), controller=tight, save=times
-    )
+    truth = solve(ODE(lambda t, y: y**3 @ matrix.T), start, (0.0, 25.0), controller=tight, save=times)
     field = Cubed(settings.width).double()
     controller = PID(rtol=settings.tolerance, atol=settings.tolerance / 1000)
 
