@@ -97,24 +97,25 @@ class RungeKutta(Solver):
         factor = from_host(scaled.reshape(*scaled.shape, *ones), y).unbind(0)
         stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
         sums = y * from_host(begins.reshape(-1, 1, *ones), y)
+        views = sums.unbind(0)
         last, end, z = tableau.stages - 1, tableau.solution, y
         for i in range(last):
             sums.addcmul_(factor[i], stages[i])
             if i == end:
-                z = y + sums.select(0, end)
+                z = y + views[end]
                 stages.append(drift(times[i], z))
             else:
-                stages.append(_apart(drift(times[i], sums.select(0, i)), sums))
+                stages.append(_apart(drift(times[i], views[i]), sums))
         sums.addcmul_(factor[last], stages[last])
         if end == last:
-            z = y + sums.select(0, end)
+            z = y + views[end]
         if not tableau.fsal and state:
             stages.append(drift(times[-1], z))
             if len(factor) > tableau.stages:
                 sums.addcmul_(factor[-1], stages[-1])
         error = None
         if tableau.error is not None:
-            error = _finite_at_end(tableau, sums.select(0, -1), state, stages).reshape(rows)
+            error = _finite_at_end(tableau, views[-1], state, stages).reshape(rows)
         return Step(z.reshape(rows), error, (stages[-1].reshape(rows),) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
