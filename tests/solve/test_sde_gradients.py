@@ -115,3 +115,49 @@ def test_backsolve_refuses_what_it_cannot_follow():
     with pytest.raises(ValueError, match="no derivative in time"):
         end = torch.tensor(1.0, dtype=F64, requires_grad=True)
         solve(heun, path, dxdt.Backsolve(), t=(0.0, end))
+
+
+@pytest.mark.filterwarnings("ignore:1 of 3 samples failed")
+@pytest.mark.parametrize("adaptive", [False, True], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize(
+    ("solver", "rule"),
+    [
+        (dxdt.ReversibleHeun(), dxdt.Direct()),
+        (dxdt.ReversibleHeun(), dxdt.Checkpointed()),
+        (dxdt.ReversibleHeun(), dxdt.Checkpointed(3)),
+        (dxdt.ReversibleHeun(), dxdt.Reversible()),
+        (dxdt.StochasticHeun(), dxdt.Backsolve()),
+    ],
+    ids=repr,
+)
+def test_samples_that_overflow_leave_the_others_alone(solver: Any, rule: Any, adaptive: bool):
+    if adaptive and isinstance(rule, dxdt.Backsolve):
+        pytest.skip("Backsolve does not adapt along a random path")
+
+    def value(odd: float) -> tuple[Tensor, Tensor, Tensor]:
+        y = torch.tensor([[0.5, 0.2], [odd, odd], [0.1, -0.3]], dtype=F64, requires_grad=True)
+        a = torch.tensor(0.4, dtype=F64, requires_grad=True)
+        equation = dxdt.SDE(
+            lambda t, y, a: a * y**3,
+            lambda t, y, a: 0.2 * torch.sin(a * y),
+            calculus=dxdt.Stratonovich(),
+        )
+        sol = dxdt.solve(
+            equation,
+            y,
+            (0.0, 1.0),
+            args=(a,),
+            dt=0.02,
+            solver=solver,
+            controller=dxdt.PID(1e-2, 1e-2) if adaptive else None,
+            driver=dxdt.Brownian(1),
+            per_sample=True,
+            gradient=rule,
+        )
+        fine = torch.tensor([0, 2])
+        dy, da = torch.autograd.grad(sol.ys[-1, fine].sum(), (y, a))
+        return sol.ys[-1, fine].detach(), dy, da
+
+    (mild, dy, da), (wild, other_dy, other_da) = value(0.3), value(1e3)
+    assert torch.equal(mild, wild) and torch.equal(da, other_da)
+    assert torch.equal(dy[[0, 2]], other_dy[[0, 2]]) and torch.equal(other_dy[1], 0 * dy[1])

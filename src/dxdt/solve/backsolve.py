@@ -25,6 +25,7 @@ from dxdt.solve.controller import Constant, Controller, Grid, Span
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
 from dxdt.solve.plan import After, Attempt, Carry, Plan
 from dxdt.solve.record import Recorder
+from dxdt.solve.solution import Status
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
 from dxdt.solve.stochastic import StochasticHeun, StochasticMidpoint
@@ -149,6 +150,13 @@ class _Task:
         gy = torch.zeros_like(y) if gy is None else torch.where(torch.isfinite(y), gy, 0.0)
         levels = _levels(self.recorder, self.plan)
         now = np.atleast_1d(np.array(self.carry.t))
+        lost = np.atleast_1d(self.carry.status) == Status.NOT_FINITE.code
+        if lost.any():
+            # Where such a row ended there is no way back: it stands still where it began.
+            now = np.where(lost, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), now)
+            still = torch.from_numpy(lost).to(y.device)[:, None]
+            y, gy = torch.where(still, inputs.y.detach(), y), torch.where(still, 0.0, gy)
+            levels = [tuple(x[~lost[row]] for x in (number, row, t)) for number, row, t in levels]
         ends = self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
         gmoments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
         state = adjoint.start(y, gy)

@@ -21,12 +21,14 @@ from dxdt.solve.gradient import Gradient, Inputs, Loop, Outcome
 from dxdt.solve.plan import NOTHING, Attempt, Carry, Plan, Point, choose_state
 from dxdt.solve.record import Recorder, Request
 from dxdt.solve.schedule import OnlineSlots
+from dxdt.solve.solution import Status
 from dxdt.solve.step import attach
 
 __all__ = ["Reversible"]
 
 _EMPTY = torch.empty(0)
 _FRESH, _LAST, _OK = 1, 2, 4
+_LOST = Status.NOT_FINITE, Status.STEP_TOO_SMALL
 
 
 @final
@@ -43,6 +45,10 @@ class Reversible(Gradient):
     Rounding on the way back grows where the solve contracts, because walking back expands; outside
     of the solver's stability region it grows without bound. A walk that misses y0 by more than the
     root of the machine's precision warns (by more than 1e-3 with a method that undoes nearly).
+
+    Samples that failed because values were not finite, or for want of a small enough step,
+    contribute exactly zero, also by values that they saved before: where they ended is no place to
+    walk back from.
 
     The field must be a function of (t, y), args, the parameters of the equation's modules and
     ``params``; any other tensor that requires a gradient is an error.
@@ -130,16 +136,38 @@ class _Walk(Task):
             attempt = attempt._replace(jumped=None)
         self.tape.append(attempt, request)
 
+    def pull(self, inputs: Inputs, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Cotangents of the inputs; those of lost rows count as zero."""
+        lost = self._lost()
+        if lost.any():
+            y, values, *rest = given
+            y = None if y is None else torch.where(_column(lost, y), 0.0, y)
+            if values is not None and self.recorder.row:
+                values = torch.where(_column(lost[np.concatenate(self.recorder.row)], values), 0.0, values)
+            given = (y, values, *rest)
+        return super().pull(inputs, given)
+
+    def _lost(self) -> np.ndarray:
+        """Rows whose values overflowed or nearly: where they ended is no place to walk back from."""
+        assert self.carry is not None
+        return np.isin(np.atleast_1d(self.carry.status), [s.code for s in _LOST])
+
     def backwards(self, plan: Plan) -> Any:
         """The accepted steps from last to first, each with where it began."""
         assert self.carry is not None
+        lost = self._lost()
         now = Begun(self.carry.y, self.carry.solver, self.carry.origin)
         for i in range(len(self.tape) - 1, -1, -1):
             tape = self.tape[i]
+            attempt = _without(tape.attempt, lost) if lost.any() else tape.attempt
+            if not attempt.ok.any():
+                yield tape._replace(attempt=attempt), self._beginning(plan, self.inputs.y.detach())
+                continue
             kept = self.states.get(i)
-            now = self._before(plan, tape.attempt, now) if kept is None else kept
-            yield tape, _donated(tape.attempt, now)
-        _look(now.y, plan, self.inputs.y)
+            now = self._before(plan, attempt, now) if kept is None else kept
+            yield tape._replace(attempt=attempt), _donated(attempt, now)
+        y0 = self.inputs.y.detach()
+        _look(torch.where(_column(lost, y0), y0, now.y), plan, y0)
 
     def _before(self, plan: Plan, attempt: Attempt, now: Begun) -> Begun:
         """Where a step began, from where it ended."""
@@ -155,6 +183,22 @@ class _Walk(Task):
 
 def _donor(ok: Ticks) -> int:
     return int(np.flatnonzero(ok)[0])
+
+
+def _without(attempt: Attempt, lost: np.ndarray) -> Attempt:
+    """An attempt in which lost rows idle."""
+    ok = attempt.ok & (lost[0] ^ True if np.ndim(attempt.ok) == 0 else ~lost)
+    t, dt = attempt.at.t, attempt.at.dt
+    if ok.any() and not ok.all():
+        t = np.where(ok, t, t[_donor(ok)])
+    at = attempt.at._replace(t=t, dt=dt * ok)
+    muted = None if attempt.muted is None or not ok.any() else attempt.muted
+    return attempt._replace(at=at, ok=ok, fresh=attempt.fresh & ok, last=attempt.last & ok, muted=muted)
+
+
+def _column(rows: np.ndarray, like: Tensor) -> Tensor:
+    """A mask of rows beside data."""
+    return torch.from_numpy(rows).to(like.device)[:, None]
 
 
 def _donated(attempt: Attempt, now: Begun) -> Begun:
