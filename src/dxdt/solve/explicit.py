@@ -80,8 +80,8 @@ class RungeKutta(Solver):
         error = None
         if tableau.error is not None:
             error = _combine(None, tableau.rows[-1], steps[used:], detached(stages))
-            error = _finite_at_end(tableau, error, state, stages).reshape(rows)
-        return Step(z.reshape(rows), error, (stages[-1].reshape(rows),) if state else (), tuple(stages))
+            error = _rows(_finite_at_end(tableau, error, state, stages), rows)
+        return Step(_rows(z, rows), error, (_rows(stages[-1], rows),) if state else (), tuple(stages))
 
     def _small_step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State) -> Step:
         """The same step where dispatch costs more than arithmetic: each stage is added to all later
@@ -115,11 +115,11 @@ class RungeKutta(Solver):
                 sums.addcmul_(factor[-1], stages[-1])
         error = None
         if tableau.error is not None:
-            error = _finite_at_end(tableau, views[-1], state, stages).reshape(rows)
-        return Step(z.reshape(rows), error, (stages[-1].reshape(rows),) if state else (), tuple(stages))
+            error = _rows(_finite_at_end(tableau, views[-1], state, stages), rows)
+        return Step(_rows(z, rows), error, (_rows(stages[-1], rows),) if state else (), tuple(stages))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
-        tableau, stages = self.tableau, tuple(k.reshape(y.shape) for k in step.data)
+        tableau, stages = self.tableau, tuple([_rows(k, y.shape) for k in step.data])
         if tableau.powers is not None:
             return torch.stack([_weigh(row, dt, stages) for row in tableau.powers])
         (h,) = factors(END, dt, y)
@@ -135,7 +135,14 @@ def _natural(eq: Rows, dt: Ticks, y: Tensor, state: State) -> tuple[Callable[...
     whole = eq.natural if isinstance(eq, Rows) and not isinstance(dt, Tensor) else None
     if not whole:
         return eq.drift, y, list(state)
+    if eq.layout.aliased:
+        return eq.direct, y, list(state)
     return eq.direct, y.reshape(whole), [k.reshape(whole) for k in state]
+
+
+def _rows(x: Tensor, rows: torch.Size) -> Tensor:
+    """A tensor in the shape of the rows; no operation where it has it."""
+    return x if x.shape == rows else x.reshape(rows)
 
 
 def _apart(k: Tensor, sums: Tensor) -> Tensor:
