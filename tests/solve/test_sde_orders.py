@@ -19,6 +19,7 @@ from dxdt.ops.tree import Layout
 from dxdt.paths import Increment
 from dxdt.solve import Solver
 from dxdt.solve.equation import Rows
+from oracles import LINEAR
 
 STOCHASTIC = tuple(s for s in SOLVERS if s.noisy is not None) + (dxdt.Milstein(True),)
 CALCULI = (dxdt.Ito(), dxdt.Stratonovich())
@@ -159,6 +160,21 @@ def test_strong_order(solver: Solver, kind: type, calculus: Any):
     print(f"{identify(solver)} {kind.__name__} {type(calculus).__name__}: {measured:.2f} +- {spread:.2f} ({order})")
     assert 3 * spread < 0.15
     assert abs(measured - order) < 0.15
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=identify)
+def test_order_without_noise(solver: Solver):
+    claims = solver.noisy
+    assert claims is not None
+    noise = next(k() for k in (dxdt.Diagonal, dxdt.Additive) if claims.admits(k()))
+    equation = dxdt.SDE(LINEAR.field, lambda t, y: 0 * y, noise, claims.calculus[0]())
+    counts = np.array([16, 32, 64, 128])
+    given: Any = dict(solver=solver, driver=dxdt.Increments(0, dxdt.SpaceTime))
+    errors = []
+    for n in counts:
+        sol = dxdt.solve(equation, LINEAR.y0, (0.0, 2.0), dt=2 / n, **given)
+        errors.append(float((sol.ys[-1] - LINEAR.end).norm()))
+    assert abs(slope(1 / counts, errors) - solver.order) < 0.2
 
 
 # Weak orders: with f and g affine in one number, a step maps x = y, or x = (y, z) for a method

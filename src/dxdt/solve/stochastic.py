@@ -173,6 +173,7 @@ class _Pair(Stochastic):
     weights: ClassVar[tuple[float, float]]
     nodes: ClassVar[Table]
 
+    order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
     stages: ClassVar[int] = 2
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))

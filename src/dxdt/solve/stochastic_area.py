@@ -36,6 +36,7 @@ class _AdditivePair(Stochastic):
     first: ClassVar[float]
     second: ClassVar[tuple[float, float]]
 
+    order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1.5
     stages: ClassVar[int] = 2
     noisy: ClassVar[Noisy | None] = Noisy(
@@ -122,6 +123,7 @@ class SPaRK(Stochastic):
     commutativity condition", SIAM J. Numer. Anal. 62 (2024).
     """
 
+    order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1
     stages: ClassVar[int] = 3
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5))
@@ -162,6 +164,7 @@ class SRIW1(Stochastic):
     differential equations", SIAM J. Numer. Anal. 48 (2010).
     """
 
+    order: ClassVar[float] = 2
     error_order: ClassVar[float | None] = 1.5
     stages: ClassVar[int] = 2
     noisy: ClassVar[Noisy | None] = Noisy(

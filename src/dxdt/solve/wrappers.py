@@ -23,7 +23,7 @@ class HalfStep(Solver):
 
         error = (y_2 - y_1) / (2^p - 1)
 
-    with y_1 after the whole step, y_2 after the halves, and p the order. The solution is y_2, or
+    with y_1 after the whole step, y_2 after the halves, and p the order (one with noise). The solution is y_2, or
     with ``extrapolate`` y_2 + error, of order p + 1; that spends what the method preserves (a
     symplectic form, an inverse), so it is refused for methods made for that. Costs three steps.
     Dense output is the quartic through both ends, their slopes and the middle.
@@ -102,7 +102,8 @@ class HalfStep(Solver):
             whole = self.solver.step(eq, t, dt, y, state, index).y
         first = self.solver.step(eq, t, half, y, state, index)
         second = self.solver.step(eq, t + half, half, first.y, first.state, index)
-        error = (second.y - whole) / (2**self.solver.order - 1)
+        order = self.solver.order if eq.noise is None else 1
+        error = (second.y - whole) / (2**order - 1)
         new = second.y + error if self.extrapolate else second.y
         data = first.y, second.y, *first.data, *second.data
         return Step(new, error.detach(), second.state, data)
