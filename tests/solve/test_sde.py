@@ -333,3 +333,18 @@ def test_guide_tells_the_facts_of_the_solvers():
     guide = Path(__file__).parents[2] / "docs" / "stochastic.md"
     _, rest = guide.read_text().split("<!-- table of solvers: begin -->\n")
     assert rest.split("\n<!-- table of solvers: end -->")[0] == table_of_solvers()
+
+
+@pytest.mark.parametrize("driver", [dxdt.Brownian(7), dxdt.Increments(7)], ids=["tree", "grid"])
+@pytest.mark.parametrize("solver", [dxdt.EulerMaruyama(), dxdt.Milstein()], ids=identify)
+def test_transforms_see_the_same_path(solver: Any, driver: Any):
+    equation = dxdt.SDE(drift, componentwise)
+
+    def value(y: Tensor) -> Tensor:
+        return end(equation, y, solver, dt=0.25, driver=driver).sum()
+
+    y, v = y0().requires_grad_(), torch.ones_like(y0())
+    (direct,) = torch.autograd.grad(value(y), y)
+    torch.testing.assert_close(torch.func.grad(value)(y0()), direct)
+    _, pushed = torch.func.jvp(value, (y0(),), (v,))
+    torch.testing.assert_close(pushed, (direct * v).sum())

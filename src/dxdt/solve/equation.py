@@ -11,6 +11,7 @@ states (see ``ops.tree``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, final
 
@@ -102,6 +103,13 @@ class SDE:
 
 Equation: TypeAlias = Any
 """Anything with ``drift(t, y, *args)`` and ``fields``; stochastic equations have more."""
+
+
+def constants() -> Any:
+    """A place whose new tensors are constants for the transforms of ``torch.func`` around it."""
+    stack = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    transformed = not torch.compiler.is_compiling() and stack.peek_interpreter_stack() is not None
+    return torch._C._DisableFuncTorch() if transformed else nullcontext()
 
 
 def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
@@ -239,7 +247,8 @@ class Rows:
 
     def increment(self, t: Ticks, dt: Ticks, index: Ticks) -> Any:
         """What the random path does over [t, t + dt]."""
-        return self.noise.increment(t, dt, index)
+        with constants():
+            return self.noise.increment(t, dt, index)
 
     def modules(self) -> Iterator[nn.Module]:
         """Modules among the user's callables: themselves, what they are methods of, what they close over."""

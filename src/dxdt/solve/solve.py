@@ -17,7 +17,7 @@ from dxdt.solve.compiled_gradient import run_differentiable
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.engine import CannotCompile, warn_once
-from dxdt.solve.equation import Equation, Meter, Rows
+from dxdt.solve.equation import Equation, Meter, Rows, constants
 from dxdt.solve.event import Event, Watch
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
@@ -186,7 +186,8 @@ def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
 
 def _bind(driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
     size = equation.noise_size(layout)
-    return driver.bind(interval.t0, interval.t1, layout.rows, size, layout.dtype, layout.device)
+    with constants():
+        return driver.bind(interval.t0, interval.t1, layout.rows, size, layout.dtype, layout.device)
 
 
 def _controller(
