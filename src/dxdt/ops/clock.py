@@ -63,7 +63,8 @@ def to_host(values: Tensor) -> np.ndarray:
 
 def from_host(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and device of ``like``."""
-    return torch.from_numpy(values.astype(_NUMPY[like.dtype])).to(like.device)
+    host = torch.from_numpy(values.astype(_NUMPY[like.dtype]))
+    return host if like.device.type == "cpu" else host.to(like.device)
 
 
 class _Single:

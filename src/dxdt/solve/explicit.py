@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction as F
+from functools import lru_cache
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -88,15 +89,13 @@ class RungeKutta(Solver):
         sums by one operation, instead of one per coefficient."""
         tableau = self.tableau
         joint, rows = not eq.layout.per_sample, y.shape
-        columns, begins = tableau.columns
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
         times = moments(t, dt, nodes, joint, y)
         drift, y, stages = _natural(eq, dt, y, state)
-        ones = (1,) * (y.dim() - 1)
-        scaled = columns[..., None] * (dt if isinstance(dt, np.ndarray) else np.array([dt]))
-        factor = from_host(scaled.reshape(*scaled.shape, *ones), y).unbind(0)
+        columns, begins = _shaped(tableau, y.dim(), y.dtype, y.device)
+        factor = from_host(columns * dt if joint else columns * dt.reshape(-1, *(1,) * (y.dim() - 1)), y).unbind(0)
         stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
-        sums = y * from_host(begins.reshape(-1, 1, *ones), y)
+        sums = y * begins
         views = sums.unbind(0)
         last, end, z = tableau.stages - 1, tableau.solution, y
         for i in range(last):
@@ -128,6 +127,14 @@ class RungeKutta(Solver):
             return torch.stack(hermite(y, step.y, f0, f1))
         middle = _weigh(tableau.halfway, dt, stages)
         return torch.stack(_quartic(step.y - y, f0, f1, middle))
+
+
+@lru_cache(maxsize=256)
+def _shaped(tableau: Tableau, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[np.ndarray, Tensor]:
+    """The columns of a tableau and what its sums begin with, broadcast against a state of ``dim`` axes."""
+    columns, begins = tableau.columns
+    like = torch.empty((), dtype=dtype, device=device)
+    return columns.reshape(*columns.shape, *(1,) * dim), from_host(begins.reshape(-1, *(1,) * dim), like)
 
 
 def _natural(eq: Rows, dt: Ticks, y: Tensor, state: State) -> tuple[Callable[..., Tensor], Tensor, list[Tensor]]:

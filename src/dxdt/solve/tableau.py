@@ -30,7 +30,7 @@ class Row(NamedTuple):
         return cls(index, Table.of(float(row[j]) for j in index))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tableau:
     """Coefficients of an explicit method with s stages.
 
