@@ -58,11 +58,11 @@ def pulled(field, net, compile, **options):
 
 ADAPTIVE = dict(per_sample=True, solver=Bosh3(), controller=PID(rtol=1e-5, atol=1e-6))
 CASES = {
-    "times-rows": dict(**ADAPTIVE, save=[0.0, 0.3, 0.77, 1.0]),
     "steps-joint": dict(solver=Heun(), dt=0.07, save=Save(steps=True, every=2, end=True)),
     "dense-rows": dict(per_sample=True, solver=Heun(), dt=0.11, save=Save(dense=True, end=True)),
 }
 SLOW_CASES = {
+    "times-rows": dict(**ADAPTIVE, save=[0.0, 0.3, 0.77, 1.0]),
     "default-joint": dict(),
     "dopri8-rows": dict(per_sample=True, solver=dxdt.Dopri8(), save=[0.2, 0.9]),
     "many-chunks": dict(solver=dxdt.Euler(), dt=0.001, save=torch.linspace(0, 1, 7)),
