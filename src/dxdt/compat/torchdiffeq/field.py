@@ -10,26 +10,24 @@ import torch
 from torch import Tensor
 
 from dxdt.solve import PID, Controller, Gradient
-from dxdt.solve.controller import Decision, Scale, rms
+from dxdt.solve.controller import Decision, Scale
 
-__all__ = ["Lenient", "Measured", "Watched"]
+__all__ = ["Measured", "Watched", "lenient"]
 
 
-class Lenient:
-    """A field whose value is brought to the dtype and shape of the state, as torchdiffeq does.
+def lenient(func: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's field with its value brought to the dtype and shape of the state, as torchdiffeq does.
 
-    Args:
-        func: the user's field.
+    A function, because the compiler knows functions by their code.
     """
 
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-
-    def __call__(self, t: Tensor, y: Any) -> Any:
-        value = self.func(t, y)
+    def field(t: Tensor, y: Any) -> Any:
+        value = func(t, y)
         if isinstance(y, Tensor):
             return _fitted(value, y)
-        return tuple(_fitted(v, x) for v, x in zip(value, y, strict=True))
+        return tuple([_fitted(v, x) for v, x in zip(value, y, strict=True)])
+
+    return field
 
 
 def _fitted(value: Any, y: Tensor) -> Any:
@@ -50,18 +48,16 @@ class Measured(Controller):
 
     Args:
         inner: chooses the steps.
-        norm: maps a tensor or tuple to a number; None is the root mean square of everything.
+        norm: maps a tensor or tuple to a number.
     """
 
     inner: PID
-    norm: Callable[[Any], Any] | None
+    norm: Callable[[Any], Any]
 
     adaptive = True
 
     def scale(self, layout: Any) -> Scale:
         scale = self.inner.scale(layout)
-        if self.norm is None:
-            return scale._replace(norm=rms)
         norm = self.norm
 
         def measure(ratio: Tensor) -> Tensor:

@@ -134,9 +134,8 @@ def adaptive_controller(problem: Problem) -> Controller:
     steps, jumps = (_listed(options.get(k)) for k in ("step_t", "jump_t"))
     if len(np.unique(np.concatenate([steps, jumps]))) < len(steps) + len(jumps):
         raise ValueError("`step_t` and `jump_t` must not have any repeated elements between them.")
-    if len(steps) or len(jumps):
-        return Clip(Measured(control, norm), steps, jumps)
-    return Measured(control, norm)
+    measured = control if norm is None else Measured(control, norm)
+    return Clip(measured, steps, jumps) if len(steps) or len(jumps) else measured
 
 
 def fixed_solver(problem: Problem, method: Method) -> Solver:

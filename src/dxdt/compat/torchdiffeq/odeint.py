@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dxdt.compat.torchdiffeq.field import Lenient, Watched
+from dxdt.compat.torchdiffeq.field import Watched, lenient
 from dxdt.compat.torchdiffeq.methods import (
     Method,
     adaptive_controller,
@@ -157,7 +155,7 @@ def _solution(
     gradient = Watched(Direct(), problem.callbacks) if problem.callbacks else None
     try:
         return solve(
-            ODE(Lenient(problem.func)),
+            ODE(lenient(problem.func)),
             problem.start.y0,
             (t[0], t[-1]),
             dt=dt,
@@ -168,19 +166,10 @@ def _solution(
             gradient=gradient,
             max_steps=int(most) if max_steps is None else max_steps,
             throw=True,
-            **_compiled(options),
+            compile=bool(options.get("compile", False)),
         )
     except SolveError as error:
         raise translated(error) from None
-
-
-def _compiled(options: dict[str, Any]) -> dict[str, Any]:
-    if not options.get("compile", False):
-        return {}
-    if "compile" in inspect.signature(solve).parameters:
-        return {"compile": True}
-    warnings.warn("compiled solves are not there yet: solving eagerly", stacklevel=4)
-    return {}
 
 
 def _interval_by_interval(problem: Problem, method: Method) -> Any:
