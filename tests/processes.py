@@ -1,4 +1,7 @@
-"""The processes that the tests run over, one with a mean to revert to among them."""
+"""The one list of processes that the tests run over; a new process is tested by standing here.
+
+`ends` gives times between which everything is finite: bridges end in a point, others begin in one.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +9,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dxdt.diffusion import VE, VP, Linear, Process, RectifiedFlow, SubVP
+from dxdt.diffusion import (
+    EDM,
+    OUVE,
+    VE,
+    VP,
+    BrownianBridge,
+    ConstantCurve,
+    Cosine,
+    Denoising,
+    Linear,
+    LinearCurve,
+    LogSigma,
+    OUBridge,
+    Process,
+    RectifiedFlow,
+    Reversion,
+    SubVP,
+    Table,
+    cosine_betas,
+    linear_betas,
+    zero_terminal_snr,
+)
+from dxdt.diffusion import MeanReverting as Restoring
 
 
 @dataclass(frozen=True)
@@ -33,4 +58,43 @@ class MeanReverting(Process):
         return self.width
 
 
+ALPHAS = (1 - linear_betas()).cumprod(0)
+
+# Smooth in time, with t1 = 1.
 PROCESSES = [VP(), VP(Linear(0.5, 8.0)), SubVP(), VE(), RectifiedFlow(), MeanReverting()]
+
+MORE = [
+    VP(Cosine()),
+    VP(Cosine(end=1.0)),
+    VP(Table.from_betas(linear_betas())),
+    VP(Table.from_betas(linear_betas(), LogSigma())),
+    VP(Table.from_betas(cosine_betas(50))),
+    VP(Table.from_alphas_cumprod(zero_terminal_snr(ALPHAS))),
+    VP(Table.from_alphas_cumprod(zero_terminal_snr(ALPHAS), LogSigma())),
+    SubVP(Cosine()),
+    EDM(),
+    Restoring(),
+    Restoring(10 / 255, Reversion(LinearCurve(), 1000)),
+    Restoring(0.3, Reversion(ConstantCurve())),
+    Restoring(schedule=Reversion(from_zero=False)),
+    Restoring(0.5, Linear()),
+    Denoising(),
+    OUVE(),
+    OUBridge(),
+    OUBridge(0.3, Linear()),
+    BrownianBridge(0.5),
+    BrownianBridge(0.5, Linear()),
+    BrownianBridge(0.5, Reversion()),
+]
+ALL = PROCESSES + MORE
+
+
+def ends(process: Process) -> tuple[float, float]:
+    """Return times near data and prior between which a, c and lam are finite and lam changes by ten or so."""
+    late = 0.99 if process.prior_std == 0 else 0.999
+    return max(process.t0, 0.01 * process.t1), late * process.t1
+
+
+def grid(process: Process, count: int) -> Tensor:
+    """Return times that cover a process."""
+    return torch.linspace(*ends(process), count, dtype=torch.float64)

@@ -24,11 +24,13 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from dxdt.diffusion.transition import Pinned, Transition
 from dxdt.ops.autodiff import jvp
+
+__all__ = ["Moments", "Prior", "Process", "Rates", "along", "check_mean"]
 
 
 def along(t: Tensor, x: Tensor) -> Tensor:
@@ -45,6 +47,21 @@ def along(t: Tensor, x: Tensor) -> Tensor:
             f"{tuple(x.shape)}; pass one time, or one for each sample."
         )
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)).to(x)
+
+
+def check_mean(mu: Tensor | None, x: Tensor) -> None:
+    """Refuse a mean that does not lie along the data axis by axis.
+
+    Raises:
+        ValueError: `mu` has other axes than `x` (up to ones).
+    """
+    if mu is None:
+        return
+    if mu.ndim != x.ndim or any(n not in (1, m) for n, m in zip(mu.shape, x.shape, strict=True)):
+        raise ValueError(
+            f"mu of shape {tuple(mu.shape)} does not match data of shape {tuple(x.shape)}; "
+            "pass a mean for each sample, shaped (batch, *data shape)."
+        )
 
 
 @final
@@ -82,7 +99,7 @@ class Rates:
 @final
 @dataclass(frozen=True)
 class Prior:
-    """The normal law N(mean, std^2 I) from which sampling starts."""
+    """The normal law N(mean, std^2 I) from which sampling starts; a point where std is zero."""
 
     mean: Tensor | float
     std: float
@@ -92,7 +109,16 @@ class Prior:
         return self.mean + self.std * noise
 
     def log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
-        """Return log N(x; mean, std^2 I) of every sample, summed over its entries in float64."""
+        """Return log N(x; mean, std^2 I) of every sample, summed over its entries in float64.
+
+        Raises:
+            ValueError: the law is a point.
+        """
+        if self.std == 0:
+            raise ValueError(
+                "Prior: a bridge ends in its mean, a point that has no density; "
+                "ask for the likelihood under a process whose prior is wider."
+            )
         z = (x.double() - self.mean) / self.std
         each = -0.5 * z.square() - math.log(self.std) - 0.5 * math.log(2 * math.pi)
         return each.flatten(1).sum(1)
@@ -101,19 +127,38 @@ class Prior:
 class Process(ABC):
     """A Gaussian diffusion x_t = a(t) x_0 + b(t) mu + c(t) eps on 0 <= t <= t1.
 
-    Subclasses give `a`, `b`, `variance` (c^2, smooth where c is not), `time` (the inverse of lam)
-    and `prior_std`, all elementwise in t and in t's dtype.
+    Subclasses give `a`, `variance` (c^2, smooth where c is not), `time` (the inverse of lam) and
+    `prior_std`, all elementwise in t and in t's dtype; those with a mean give `b`, and those whose
+    c is smooth where c = 0 give `c`.
     """
 
-    t1: float = 1.0
+    @property
+    def t0(self) -> float:
+        """Time at which the data are as good as clean, where sampling may stop."""
+        return 1e-3
+
+    @property
+    def t1(self) -> float:
+        """Time of the prior."""
+        return 1.0
+
+    @property
+    def centred(self) -> bool:
+        """Whether b = 1 - a, so that the process is one of x - mu."""
+        return False
+
+    @property
+    def radius(self) -> float:
+        """L such that a^2 + (c / L)^2 = 1, for processes on a circle; one for others."""
+        return 1.0
 
     @abstractmethod
     def a(self, t: Tensor) -> Tensor:
         """Return the weight of x_0."""
 
-    @abstractmethod
     def b(self, t: Tensor) -> Tensor:
-        """Return the weight of the mean mu to which the process reverts; zero without one."""
+        """Return the weight of the mean mu to which the process reverts: zero, without one."""
+        return torch.zeros_like(t)
 
     @abstractmethod
     def variance(self, t: Tensor) -> Tensor:
@@ -136,25 +181,81 @@ class Process(ABC):
         """Return log(a / c), half the log signal-to-noise ratio."""
         return self.a(t).log() - 0.5 * self.variance(t).log()
 
+    def check(self, *times: float) -> None:
+        """Refuse times outside the schedule.
+
+        Raises:
+            ValueError: a time is not in [0, t1].
+        """
+        for t in times:
+            if not 0 <= t <= self.t1:
+                raise ValueError(
+                    f"{type(self).__name__}: time {t:g} lies outside the schedule; "
+                    f"choose from 0 (data) to {self.t1:g} (prior)."
+                )
+
     def moments(self, t: Tensor, x: Tensor) -> Moments:
         """Return a, b and c at `t`, computed in float64, shaped and cast to meet `x`."""
         t = t.double()
         return Moments(along(self.a(t), x), along(self.b(t), x), along(self.c(t), x))
 
     def rates(self, t: Tensor, x: Tensor) -> Rates:
-        """Return the derivatives at `t`, computed in float64, shaped and cast to meet `x`."""
+        """Return the derivatives at `t`, computed in float64, shaped and cast to meet `x`.
+
+        They are one-sided limits at the ends: infinite where the exact ones are, never NaN.
+        """
         t = t.double()
 
-        def closed_forms(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return self.a(s), self.b(s), self.variance(s)
+        def closed_forms(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return self.a(s), self.b(s), self.c(s), self.variance(s)
 
-        (a, b, v), (da, db, dv) = jvp(closed_forms, t, torch.ones_like(t))
+        (a, b, _, v), (da, db, dc, dv) = jvp(closed_forms, t, torch.ones_like(t))
         f = da / a
-        rows = (da, db, 0.5 * dv / v.sqrt(), f, db - f * b, dv - 2 * f * v)
-        return Rates(*(along(row, x) for row in rows))
+        # An infinite f meets b = 0 where data are forgotten entirely, and v = 0 where a bridge ends.
+        u = torch.where((b == 0) & (db == 0), 0.0, db - f * b)
+        g2 = torch.where(v == 0, self._start(a, da, dv), dv - 2 * f * v)
+        return Rates(*(along(row, x) for row in (da, db, dc, f, u, g2)))
+
+    @staticmethod
+    def _start(a: Tensor, da: Tensor, dv: Tensor) -> Tensor:
+        """Return g^2 where c = 0: (c^2)' while a > 0; at the end of a bridge a^2 / c^2 falls to zero
+        with slope a' / (c^2)', so that 2 f c^2 is twice (c^2)'."""
+        return torch.where(a > 0, dv, -dv)
+
+    def transition(self, s: Tensor, t: Tensor, x: Tensor) -> Transition:
+        """Return the law of x_t given x_s for s <= t, shaped and cast to meet `x`.
+
+        r = a_t / a_s, m = b_t - r b_s, std^2 = c_t^2 - r^2 c_s^2.
+        """
+        s, t, r, decay = self._between(s, t)
+        std = (-decay * self.variance(t)).sqrt()
+        m = self.b(t) - r * self.b(s)
+        return Transition(along(r, x), along(m, x), along(std, x))
+
+    def posterior(self, s: Tensor, t: Tensor, x: Tensor) -> Pinned:
+        """Return the law of x_s given x_t and x_0 for s <= t, shaped and cast to meet `x`.
+
+        k = r c_s^2 / c_t^2, d = a_s - k a_t, m = b_s - k b_t, std^2 = c_s^2 (1 - r k). A bridge
+        ends where it must, which says nothing of x_s: there k = 0.
+        """
+        s, t, r, decay = self._between(s, t)
+        vs, vt = self.variance(s), self.variance(t)
+        k = torch.where(s == t, 1.0, torch.where(vt == 0, 0.0, r * vs / vt))
+        std = (-decay * vs).sqrt()
+        d, m = -decay * self.a(s), self.b(s) - k * self.b(t)
+        return Pinned(along(k, x), along(d, x), along(m, x), along(std, x))
+
+    def _between(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return times, a_t / a_s and exp(2 (lam_t - lam_s)) - 1 in float64."""
+        s, t = torch.broadcast_tensors(s.double(), t.double())
+        same = s == t
+        r = torch.where(same, 1.0, self.a(t) / self.a(s))
+        decay = torch.where(same, 0.0, torch.expm1(2 * (self.lam(t) - self.lam(s))))
+        return s, t, r, decay
 
     def mean(self, x0: Tensor, t: Tensor, mu: Tensor | None = None) -> Tensor:
         """Return E[x_t | x_0] = a x_0 + b mu."""
+        check_mean(mu, x0)
         m = self.moments(t, x0)
         return m.a * x0 if mu is None else m.a * x0 + m.b * mu
 
@@ -163,164 +264,9 @@ class Process(ABC):
         return self.mean(x0, t, mu) + self.moments(t, x0).c * eps
 
     def prior(self, mu: Tensor | None = None) -> Prior:
-        """Return the law from which sampling starts: N(b(t1) mu, prior_std^2)."""
+        """Return the law from which sampling starts: N(b(t1) mu, prior_std^2), around mu itself
+        where b = 1 - a."""
         if mu is None:
             return Prior(0.0, self.prior_std)
-        end = torch.tensor(self.t1, dtype=torch.float64)
-        return Prior(self.b(end).item() * mu, self.prior_std)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Linear noise schedule beta(t) = low + t (high - low), with integral B(t)."""
-
-    low: float = 0.1
-    high: float = 20.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ValueError(
-                f"Linear: beta from {self.low} to {self.high} is not positive and increasing; choose 0 < low < high."
-            )
-
-    def integral(self, t: Tensor) -> Tensor:
-        """Return B(t) = low t + (high - low) t^2 / 2."""
-        return t * (self.low + 0.5 * (self.high - self.low) * t)
-
-    def inverse(self, total: Tensor) -> Tensor:
-        """Return the t at which B(t) equals `total`."""
-        slope = self.high - self.low
-        return 2 * total / (self.low + (self.low**2 + 2 * slope * total).sqrt())
-
-
-@final
-@dataclass(frozen=True)
-class VP(Process):
-    """Variance preserving: a = exp(-B/2), b = 0, c^2 = 1 - exp(-B).
-
-    Source: Song et al. (2021), equations 11 and 33.
-    """
-
-    schedule: Linear = Linear()
-
-    def a(self, t: Tensor) -> Tensor:
-        """Return exp(-B/2)."""
-        return (-0.5 * self.schedule.integral(t)).exp()
-
-    def b(self, t: Tensor) -> Tensor:
-        """Return zero."""
-        return torch.zeros_like(t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        """Return 1 - exp(-B)."""
-        return -torch.expm1(-self.schedule.integral(t))
-
-    def time(self, lam: Tensor) -> Tensor:
-        """Return the t with exp(-B) = sigmoid(2 lam)."""
-        return self.schedule.inverse(F.softplus(-2 * lam))
-
-    @property
-    def prior_std(self) -> float:
-        """One."""
-        return 1.0
-
-
-@final
-@dataclass(frozen=True)
-class SubVP(Process):
-    """Below the variance-preserving one: a = exp(-B/2), b = 0, c = 1 - exp(-B).
-
-    Source: Song et al. (2021), equations 12 and 33.
-    """
-
-    schedule: Linear = Linear()
-
-    def a(self, t: Tensor) -> Tensor:
-        """Return exp(-B/2)."""
-        return (-0.5 * self.schedule.integral(t)).exp()
-
-    def b(self, t: Tensor) -> Tensor:
-        """Return zero."""
-        return torch.zeros_like(t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        """Return (1 - exp(-B))^2."""
-        return torch.expm1(-self.schedule.integral(t)).square()
-
-    def time(self, lam: Tensor) -> Tensor:
-        """Return the t with a / (1 - a^2) = exp(lam), that is -log a = arcsinh(exp(-lam) / 2)."""
-        return self.schedule.inverse(2 * (0.5 * (-lam).exp()).arcsinh())
-
-    @property
-    def prior_std(self) -> float:
-        """One."""
-        return 1.0
-
-
-@final
-@dataclass(frozen=True)
-class VE(Process):
-    """Variance exploding: a = 1, b = 0, c = low (high / low)^t.
-
-    Source: Song et al. (2021), equations 9 and 31, without the negligible low^2 at t = 0.
-    """
-
-    low: float = 0.01
-    high: float = 50.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high:
-            raise ValueError(
-                f"VE: noise from {self.low} to {self.high} is not positive and increasing; choose 0 < low < high."
-            )
-
-    def a(self, t: Tensor) -> Tensor:
-        """Return one."""
-        return torch.ones_like(t)
-
-    def b(self, t: Tensor) -> Tensor:
-        """Return zero."""
-        return torch.zeros_like(t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        """Return low^2 (high / low)^(2 t)."""
-        return self.low**2 * (2 * math.log(self.high / self.low) * t).exp()
-
-    def time(self, lam: Tensor) -> Tensor:
-        """Return -(lam + log low) / log(high / low)."""
-        return -(lam + math.log(self.low)) / math.log(self.high / self.low)
-
-    @property
-    def prior_std(self) -> float:
-        """`high`."""
-        return self.high
-
-
-@final
-@dataclass(frozen=True)
-class RectifiedFlow(Process):
-    """Straight paths between data and noise: a = 1 - t, b = 0, c = t.
-
-    Source: Liu et al., "Flow straight and fast" (2023), with time running from data to noise.
-    """
-
-    def a(self, t: Tensor) -> Tensor:
-        """Return 1 - t."""
-        return 1 - t
-
-    def b(self, t: Tensor) -> Tensor:
-        """Return zero."""
-        return torch.zeros_like(t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        """Return t^2."""
-        return t.square()
-
-    def time(self, lam: Tensor) -> Tensor:
-        """Return 1 / (1 + exp lam)."""
-        return torch.sigmoid(-lam)
-
-    @property
-    def prior_std(self) -> float:
-        """One."""
-        return 1.0
+        weight = 1.0 if self.centred else self.b(torch.tensor(self.t1, dtype=torch.float64)).item()
+        return Prior(weight * mu, self.prior_std)

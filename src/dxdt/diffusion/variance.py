@@ -1,0 +1,97 @@
+"""Processes whose signal fades while the variance stays bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from dxdt.diffusion.process import Process
+from dxdt.diffusion.schedule import Linear, Schedule, log1pexp
+
+__all__ = ["VP", "SubVP"]
+
+
+@final
+@dataclass(frozen=True)
+class VP(Process):
+    """Variance preserving: a = exp(-B/2), b = 0, c^2 = 1 - exp(-B).
+
+    Args:
+        schedule: B; `Linear()`, `Cosine()`, or the `Table` of a discrete model.
+
+    Source: Song et al. (2021), equations 11 and 33.
+    """
+
+    schedule: Schedule = Linear()
+
+    @property
+    def t0(self) -> float:
+        """That of the schedule."""
+        return self.schedule.t0
+
+    @property
+    def t1(self) -> float:
+        """That of the schedule."""
+        return self.schedule.t1
+
+    def a(self, t: Tensor) -> Tensor:
+        """Return exp(-B/2)."""
+        return (-0.5 * self.schedule.integral(t)).exp()
+
+    def variance(self, t: Tensor) -> Tensor:
+        """Return 1 - exp(-B)."""
+        return -torch.expm1(-self.schedule.integral(t))
+
+    def time(self, lam: Tensor) -> Tensor:
+        """Return the t with exp(-B) = sigmoid(2 lam)."""
+        return self.schedule.inverse(log1pexp(-2 * lam))
+
+    @property
+    def prior_std(self) -> float:
+        """One."""
+        return 1.0
+
+
+@final
+@dataclass(frozen=True)
+class SubVP(Process):
+    """Below the variance-preserving one: a = exp(-B/2), b = 0, c = 1 - exp(-B).
+
+    Source: Song et al. (2021), equations 12 and 33.
+    """
+
+    schedule: Schedule = Linear()
+
+    @property
+    def t0(self) -> float:
+        """That of the schedule."""
+        return self.schedule.t0
+
+    @property
+    def t1(self) -> float:
+        """That of the schedule."""
+        return self.schedule.t1
+
+    def a(self, t: Tensor) -> Tensor:
+        """Return exp(-B/2)."""
+        return (-0.5 * self.schedule.integral(t)).exp()
+
+    def variance(self, t: Tensor) -> Tensor:
+        """Return (1 - exp(-B))^2."""
+        return self.c(t).square()
+
+    def c(self, t: Tensor) -> Tensor:
+        """Return 1 - exp(-B)."""
+        return -torch.expm1(-self.schedule.integral(t))
+
+    def time(self, lam: Tensor) -> Tensor:
+        """Return the t with a / (1 - a^2) = exp(lam), that is -log a = arcsinh(exp(-lam) / 2)."""
+        return self.schedule.inverse(2 * (0.5 * (-lam).exp()).arcsinh())
+
+    @property
+    def prior_std(self) -> float:
+        """One."""
+        return 1.0
