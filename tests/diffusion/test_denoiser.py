@@ -13,6 +13,7 @@ from dxdt.diffusion import (
     Denoiser,
     DenoisingScoreMatching,
     Index,
+    LikelihoodWeight,
     Mixed,
     MixtureOracle,
     Noise,
@@ -152,7 +153,7 @@ def test_likelihood_weighting_is_uniform_log_snr_up_to_a_constant():
     generator = torch.Generator().manual_seed(0)
     n = 40_000
     x0 = s * torch.randn(n, 2, generator=generator, dtype=torch.float64)
-    weighted = DenoisingScoreMatching(UniformTime(0.01), likelihood_weighting=True)
+    weighted = DenoisingScoreMatching(UniformTime(0.01), LikelihoodWeight())
     uniform = DenoisingScoreMatching(UniformLogSNR(0.01))
     ends = VP().lam(torch.tensor([0.01, 1.0]).double())
     span = 2 * (ends[0] - ends[1]) / 0.99
