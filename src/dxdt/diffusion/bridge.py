@@ -27,9 +27,9 @@ def _total(schedule: Schedule) -> float:
 
 
 def _left(total: float, so_far: Tensor) -> Tensor:
-    """Return total - so_far, not below zero by a rounding, with its slope everywhere."""
+    """Return total - so_far, exactly zero within some roundings of the end, with its slope everywhere."""
     left = total - so_far
-    return left + (-left).clamp(min=0).detach()
+    return torch.where(left < 8 * torch.finfo(left.dtype).eps * total, left - left.detach(), left)
 
 
 @final
