@@ -1,6 +1,8 @@
 """The one list of processes that the tests run over; a new process is tested by standing here.
 
-`ends` gives times between which everything is finite: bridges end in a point, others begin in one.
+PROCESSES are all, with schedules of every kind, times up to 1, 80, 100 or 1000, and tables whose rates
+jump; `ends` gives times between which everything is finite, since bridges end in a point and others
+begin in one. CLASSIC are those smooth in time with t1 = 1 and a prior, for solvers that see only time.
 """
 
 import math
@@ -60,10 +62,10 @@ class MeanReverting(Process):
 
 ALPHAS = (1 - linear_betas()).cumprod(0)
 
-# Smooth in time, with t1 = 1.
-PROCESSES = [VP(), VP(Linear(0.5, 8.0)), SubVP(), VE(), RectifiedFlow(), MeanReverting()]
+CLASSIC = [VP(), VP(Linear(0.5, 8.0)), SubVP(), VE(), RectifiedFlow(), MeanReverting()]
 
-MORE = [
+PROCESSES = [
+    *CLASSIC,
     VP(Cosine()),
     VP(Cosine(end=1.0)),
     VP(Table.from_betas(linear_betas())),
@@ -86,7 +88,6 @@ MORE = [
     BrownianBridge(0.5, Linear()),
     BrownianBridge(0.5, Reversion()),
 ]
-ALL = PROCESSES + MORE
 
 
 def ends(process: Process) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from dxdt.diffusion import (
     gaussian_oracle,
     low_discrepancy,
 )
-from processes import PROCESSES, MeanReverting
+from processes import CLASSIC, MeanReverting
 
 ANSWERS = {
     Noise(): lambda p: p.noise,
@@ -37,7 +37,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", CLASSIC, ids=repr)
 @pytest.mark.parametrize("kind", ANSWERS, ids=lambda k: type(k).__name__)
 @pytest.mark.parametrize("mean", [False, True])
 def test_every_way_of_answering_says_the_same(process: Process, kind, mean: bool):
@@ -61,7 +61,7 @@ def mixture(process: Process) -> MixtureOracle:
     )
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", CLASSIC, ids=repr)
 @pytest.mark.parametrize("mean", [False, True])
 def test_the_oracles_score_is_the_gradient_of_its_density(process: Process, mean: bool):
     oracle = mixture(process)
@@ -125,7 +125,7 @@ def test_laws_of_time_keep_their_ends_and_their_clocks():
     assert torch.allclose(lam.diff(), lam.diff().mean().expand(1000), rtol=1e-6)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", CLASSIC, ids=repr)
 def test_the_loss_is_smallest_at_the_oracle(process: Process):
     m, s = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.3, 0.8]).double()
     generator = torch.Generator().manual_seed(0)

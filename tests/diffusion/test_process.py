@@ -24,12 +24,12 @@ from dxdt.diffusion import (
 )
 from dxdt.diffusion import MeanReverting as Restoring
 from dxdt.diffusion.process import along
-from processes import ALL, MeanReverting, grid
+from processes import PROCESSES, MeanReverting, grid
 
 T = torch.linspace(1e-3, 0.99, 41, dtype=torch.float64)
 X = torch.zeros(41, 1, dtype=torch.float64)
 NAMES = ("a", "b", "c", "f", "u", "g2")
-each = pytest.mark.parametrize("process", ALL, ids=repr)
+each = pytest.mark.parametrize("process", PROCESSES, ids=repr)
 
 
 @each
@@ -204,7 +204,7 @@ def test_bridges_keep_the_noise_of_what_they_pin_and_end_in_the_mean():
 
     assert torch.allclose(pinned.a(t), (-total).exp() * s2(end - total) / s2(end), rtol=1e-12)
     assert torch.allclose(pinned.variance(t), s2(total) * s2(end - total) / s2(end), rtol=1e-12)
-    for process in ALL:
+    for process in PROCESSES:
         if process.prior_std == 0:
             last = torch.tensor(process.t1).double()
             mu = torch.randn(2, 3, dtype=torch.float64)

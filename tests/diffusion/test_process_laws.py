@@ -20,9 +20,9 @@ from dxdt.diffusion import (
     Table,
     linear_betas,
 )
-from processes import ALL, ends, grid
+from processes import PROCESSES, ends, grid
 
-each = pytest.mark.parametrize("process", ALL, ids=repr)
+each = pytest.mark.parametrize("process", PROCESSES, ids=repr)
 X = torch.zeros(1, dtype=torch.float64)
 
 
@@ -187,6 +187,6 @@ def test_a_bridge_is_what_it_pins_given_its_end():
 
 
 def test_ends_keep_lam_finite():
-    for process in ALL:
+    for process in PROCESSES:
         lam = process.lam(torch.tensor(ends(process), dtype=torch.float64))
         assert torch.isfinite(lam).all() and lam[0] > lam[1] + 1

@@ -25,7 +25,7 @@ from dxdt.diffusion import (
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
 from dxdt.solve import RK4
-from processes import PROCESSES, MeanReverting
+from processes import CLASSIC, MeanReverting
 
 M = torch.tensor([0.5, -1.0, 0.0]).double()
 S = torch.tensor([0.3, 0.8, 1.2]).double()
@@ -38,7 +38,7 @@ def moments(process: Process, t: float, mu: Tensor | float = 0.0) -> tuple[Tenso
     return a * M + b * mu, a**2 * S**2 + v
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", CLASSIC, ids=repr)
 @pytest.mark.parametrize("mean", [False, True])
 def test_the_flow_carries_gaussians_exactly(process: Process, mean: bool):
     mu = torch.tensor([[0.2, 0.1, -0.4]]).double().expand(8, 3) if mean else None
@@ -129,7 +129,7 @@ def test_likelihood_of_gaussian_data_is_within_a_ten_thousandth_of_a_nat():
     assert found.standard_error.eq(0).all()
 
 
-@pytest.mark.parametrize("process", PROCESSES[:-2], ids=repr)
+@pytest.mark.parametrize("process", CLASSIC[:-2], ids=repr)
 def test_likelihood_is_exact_where_the_prior_is(process: Process):
     t0 = 1e-3
     m1, v1 = moments(process, 1.0)
