@@ -227,6 +227,23 @@ def test_dtype(driver, dtype):
     assert torch.allclose(noise.W.double(), wide.W, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "driver",
+    [Brownian(3), Increments(3), Correlated(Increments(3), torch.ones(2, 2).double())],
+    ids=lambda d: type(d).__name__,
+)
+def test_normals_beside_the_path(driver):
+    bound, few = bind(driver, SAMPLES, 2), bind(driver, 5, 2)
+    path = ask(bound, 0.0, 1.0).W
+    first, other, later = (bound.normals(*key, 2) for key in ((0, 0), (0, 1), (1, 0)))
+    check_covariance([first, other, later], np.eye(3))
+    check_covariance([path[:, 0] / path[:, 0].std(), first[:, 0]], np.eye(2))
+    assert torch.equal(few.normals(1, 0, 2), later[:5])
+    rows = few.normals(np.array([0, 1, 0, 1, 1]), 0, 2)
+    assert torch.equal(rows, torch.stack([first[0], later[1], first[2], later[3], later[4]]))
+    assert torch.equal(few.normals(torch.tensor([1, 1, 1, 1, 1]), 0, 2), later[:5])
+
+
 def test_times_outside_the_span():
     bound = bind(Brownian(18), 2)
     end, late = np.full(2, 2.0), np.full(2, np.nextafter(2.0, 3.0))

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.paths.driver import Increment, Levy, Ticks, settle
+from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 from dxdt.paths.dyadic import Levels, namespace, total
 
 __all__ = ["Brownian"]
@@ -159,6 +159,10 @@ class BoundBrownian:
             ends = _state(self, frame, frame.place(both))
         W, H = _difference(ends, lengths, frame)
         return Increment(dt, self._data(W), None if H is None else self._data(H))
+
+    def normals(self, step: Any, stream: int, size: int) -> Tensor:
+        """Normals beside the path; see `driver.Bound`."""
+        return fresh(self._device.seed, self._device.row, step, stream, size, self.dtype)
 
     def value(self, t: Ticks) -> Float[Tensor, "*times rows size"]:
         """W(t) - W(t0) at times of shape () or (times,), common to the rows, or (times, rows).

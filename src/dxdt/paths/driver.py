@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dxdt.ops import random
 from dxdt.ops.clock import to_host
 
 __all__ = [
@@ -26,9 +27,14 @@ __all__ = [
     "Levy",
     "SpaceTime",
     "Ticks",
+    "fresh",
     "mix",
     "settle",
 ]
+
+# Beyond the nodes of the tree of `Brownian` and the cells of `Increments`.
+_FRESH = 1 << 50
+_STREAM = 1 << 40
 
 Ticks: TypeAlias = Any
 """A float64 clock of shape (R,): a numpy array on the host, a tensor in a compiled loop."""
@@ -55,6 +61,11 @@ class Bound(Protocol):
 
     def increment(self, t: Ticks, dt: Ticks, step: Any = 0) -> Increment:
         """The increment over [t, t + dt] of each row; exactly zero where dt is zero."""
+        ...
+
+    def normals(self, step: Any, stream: int, size: int) -> Tensor:
+        """Standard normals (R, size) beside the path and independent of it: a function of
+        (seed, row, step, stream) alone, for methods that need more noise than the path has."""
         ...
 
 
@@ -84,6 +95,14 @@ def settle(x: Any, device: torch.device) -> Any:
     if isinstance(x, Tensor) and device.type == "cpu" and not torch.compiler.is_compiling():
         return to_host(x)
     return x
+
+
+def fresh(seed: Tensor, row: Tensor, step: Any, stream: int, size: int, dtype: torch.dtype) -> Tensor:
+    """The normals of `Bound.normals` for rows (R,), in a step that is an int or one for each row."""
+    if isinstance(step, np.ndarray):
+        step = torch.from_numpy(step.astype(np.int64)).to(row.device)
+    node = (step if isinstance(step, Tensor) else int(step)) + (_FRESH + stream * _STREAM)
+    return random.normals(seed, row, node, size, dtype=torch.float64).to(dtype)
 
 
 def mix(values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]) -> Float[Tensor, "*shape n"]:
@@ -156,6 +175,10 @@ class _BoundCorrelated:
         """The increment of L W, and of H likewise."""
         inner = self.inner.increment(t, dt, step)
         return Increment(dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix))
+
+    def normals(self, step: Any, stream: int, size: int) -> Tensor:
+        """Normals beside the path, which are not correlated; see `Bound`."""
+        return self.inner.normals(step, stream, size)
 
     def value(self, t: Any) -> Tensor:
         """L (W(t) - W(t0)); see `Brownian`."""

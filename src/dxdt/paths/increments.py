@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.paths.driver import Increment, Levy, Ticks, settle
+from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 
 __all__ = ["Increments"]
 
@@ -88,6 +88,10 @@ class BoundIncrements:
         host = not isinstance(length, Tensor)
         a, b = self._host_scale(length) if host else self._device_scale(length)
         return Increment(dt, z * a, None if y is None else y * b)
+
+    def normals(self, step: Any, stream: int, size: int) -> Tensor:
+        """Normals beside the path; see `driver.Bound`."""
+        return fresh(self._seed, self._row, step, stream, size, self.dtype)
 
     def _device_scale(self, dt: Tensor) -> tuple[Tensor, Tensor]:
         """sign(dt) sqrt|dt| and sqrt(|dt|/12), (rows, 1)."""
