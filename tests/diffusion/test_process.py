@@ -129,6 +129,51 @@ def test_rates_at_the_ends_are_limits(process: Process):
         assert torch.allclose(limit[~infinite], close[~infinite], rtol=1e-3, atol=1e-4), name
 
 
+FORMS = ("a", "b", "c", "variance", "lam")
+
+
+@each
+def test_closed_forms_bear_the_transforms_of_torch_func(process: Process):
+    t = grid(process, 5) + 1.23456e-5 * process.t1
+    lam = process.lam(t)
+    for name in FORMS:
+        form = getattr(process, name)
+        assert torch.allclose(torch.func.vmap(form)(t), form(t), rtol=1e-12)
+    assert torch.allclose(torch.func.vmap(process.time)(lam), t, rtol=1e-10)
+    g2 = torch.func.vmap(lambda s, y: process.rates(s, y).g2)(t, t[:, None])
+    assert torch.allclose(g2, process.rates(t, t[:, None]).g2, rtol=1e-9)
+    # dt/dlam = 1 / (dlam/dt), by reverse and by forward differentiation
+    pace = torch.func.vmap(torch.func.grad(process.time))(lam)
+    slope = torch.func.vmap(torch.func.grad(process.lam))(t)
+    assert torch.allclose(pace * slope, torch.ones_like(t), rtol=1e-7)
+    assert torch.allclose(torch.func.jvp(process.time, (lam,), (torch.ones_like(lam),))[1], pace, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", PROCESSES[6::4], ids=repr)
+def test_closed_forms_are_one_graph(process: Process):
+    def forms(t: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        rates, at = process.rates(t, x), process.moments(t, x)
+        return rates.a, rates.g2, at.b, at.c, process.time(process.lam(t))
+
+    t = grid(process, 5) + 1.23456e-5 * process.t1
+    traced = torch.compile(forms, fullgraph=True, backend="eager")(t, t[:, None])
+    for found, want in zip(traced, forms(t, t[:, None]), strict=True):
+        assert torch.allclose(found, want, rtol=1e-12)
+
+
+@pytest.mark.gpu
+@each
+def test_closed_forms_are_the_same_on_a_gpu(process: Process):
+    t = grid(process, 9)
+    for name in FORMS:
+        form = getattr(process, name)
+        assert torch.allclose(form(t.cuda()).cpu(), form(t), rtol=1e-12)
+    assert torch.allclose(process.time(process.lam(t.cuda())).cpu(), t, rtol=1e-10)
+    for lawful in (process.transition, process.posterior):
+        near, far = vars(lawful(t[:-1], t[1:], t[1:])), vars(lawful(t[:-1].cuda(), t[1:].cuda(), t[1:].cuda()))
+        assert all(torch.allclose(far[k].cpu(), near[k], rtol=1e-9, atol=1e-12) for k in near)
+
+
 def closed(process: Process, t: Tensor) -> tuple[Tensor, Tensor]:
     r = process.rates(t, t[:, None])
     return r.f[:, 0], r.g2[:, 0]

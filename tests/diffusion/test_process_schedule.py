@@ -239,3 +239,19 @@ def test_bad_input_is_refused_in_one_sentence(make, words: str):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_tables_are_those_of_diffusers(name: str, zero: bool):
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    ends = {} if name == "linear" else {"beta_start": 0.00085, "beta_end": 0.012}
+    theirs = schedulers.DDIMScheduler(beta_schedule=name, rescale_betas_zero_snr=zero, **ends)
+    ours = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "squaredcos_cap_v2": cosine_betas}[name]()
+    products = (1 - ours).cumprod(0)
+    products = zero_terminal_snr(products) if zero else products
+    # Theirs are made in float32.
+    assert torch.allclose(products, theirs.alphas_cumprod.double(), rtol=1e-3, atol=1e-7)
+    table = Table.from_alphas_cumprod(products)
+    assert torch.allclose(VP(table).a(table.times(torch.arange(1000))).square(), products, rtol=1e-12, atol=1e-30)

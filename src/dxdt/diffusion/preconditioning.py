@@ -156,15 +156,28 @@ class IDDPMPreconditioning:
             u.append(math.sqrt((u[-1] ** 2 + 1) / max(bar[j - 1] / bar[j], self.floor) - 1))
         return torch.tensor(u[::-1], dtype=torch.float64)
 
+    @cached_property
+    def _copies(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    def _rising(self, device: torch.device) -> Tensor:
+        """Return the levels in rising order, copied to a device once."""
+        if device not in self._copies:
+            self._copies[device] = self.table.flip(0).to(device)
+        return self._copies[device]
+
     def _nearest(self, sigma: Tensor) -> Tensor:
-        rising = self.table.flip(0).to(sigma.device)
+        rising = self._rising(sigma.device)
         above = torch.searchsorted(rising, sigma.detach().contiguous()).clamp(1, self.levels)
-        low, high = rising[above - 1], rising[above]
+        flat = above.reshape(-1)
+        # Selection, since indexing with a single number reads it on the host.
+        low, high = (rising.index_select(0, place).reshape(above.shape) for place in (flat - 1, flat))
         return self.levels - torch.where(sigma - low < high - sigma, above - 1, above)
 
     def rounded(self, sigma: Tensor) -> Tensor:
         """Return the level u_j nearest to each sigma: the only ones seen in training."""
-        return self.table.to(sigma.device)[self._nearest(sigma.double())].to(sigma.dtype)
+        place = self.levels - self._nearest(sigma.double())
+        return self._rising(sigma.device).index_select(0, place.reshape(-1)).reshape(sigma.shape).to(sigma.dtype)
 
     def weights(self, a: Tensor, c: Tensor) -> Weights:
         """Return the weights of xi and F."""

@@ -87,7 +87,9 @@ class CosineCurve:
         wanted = total.detach().double()
         nodes = self.total(torch.arange(steps + 1, dtype=torch.float64, device=total.device), steps)
         cell = torch.searchsorted(nodes, wanted).clamp(1, steps)
-        left, right = nodes[cell - 1], nodes[cell]
+        flat = cell.reshape(-1)
+        # Selection, since indexing with a single number reads it on the host.
+        left, right = (nodes.index_select(0, place).reshape(cell.shape) for place in (flat - 1, flat))
         t = cell - 1 + (wanted - left) / (right - left)
         for _ in range(6):
             t = t - (self.total(t, steps) - wanted) / self._slope(t, steps)

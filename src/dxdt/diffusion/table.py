@@ -15,7 +15,7 @@ sample steps are flawed" (2024), for tables that end in pure noise.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
@@ -104,10 +104,12 @@ class Table:
 
     totals: Float[Tensor, " n"]
     interpolation: Interpolation = LogAlpha()
+    _copies: dict[torch.device, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         totals = torch.as_tensor(self.totals).detach().double()
         object.__setattr__(self, "totals", totals)
+        object.__setattr__(self, "_copies", {})
         good = totals.ndim == 1 and len(totals) > 0
         if not good or not bool((totals[0] > 0) & (totals.diff() > 0).all() & totals[:-1].isfinite().all()):
             raise ValueError(
@@ -172,11 +174,17 @@ class Table:
         """Return N t - 1, the place of a time in the table, a whole number at its levels."""
         return self.levels * t - 1
 
+    def _nodes(self, device: torch.device) -> Tensor:
+        """Return B at t = 0, 1/N, ..., 1, copied to a device once."""
+        if device not in self._copies:
+            self._copies[device] = torch.cat((self.totals.new_zeros(1), self.totals)).to(device)
+        return self._copies[device]
+
     def _cell(self, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return B at both ends of a cell, the right one made finite, and where it is not."""
-        totals = self.totals.to(cell.device)
-        nodes = torch.cat((totals.new_zeros(1), totals))
-        left, right = nodes[cell], nodes[cell + 1]
+        nodes, flat = self._nodes(cell.device), cell.reshape(-1)
+        # Selection, since indexing with a single number reads it on the host.
+        left, right = (nodes.index_select(0, place).reshape(cell.shape) for place in (flat, flat + 1))
         return left, torch.where(right.isinf(), left + 1, right), right.isinf()
 
     def integral(self, t: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ class Table:
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which B(t) equals `total`."""
         wanted = total.double()
-        cell = torch.searchsorted(self.totals.to(total.device), wanted.detach()).clamp(max=self.levels - 1)
+        cell = (torch.searchsorted(self._nodes(total.device), wanted.detach()) - 1).clamp(0, self.levels - 1)
         left, right, last = self._cell(cell)
         ending = -torch.expm1(-0.5 * (wanted - left)) / _SHORT
         w = torch.where(last, ending, self.interpolation.fraction(left, right, wanted))
