@@ -1,7 +1,10 @@
 """Diffusion models: processes, denoisers, training objectives, sampling and likelihoods."""
 
+from dxdt.diffusion.ancestral import DDIM, Ancestral
 from dxdt.diffusion.bridge import BrownianBridge, OUBridge
+from dxdt.diffusion.churn import Churn
 from dxdt.diffusion.clock import Clock, Index, LogScale, log_snr, noise_to_signal
+from dxdt.diffusion.corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from dxdt.diffusion.covariance import covariance_product, posterior_covariance
 from dxdt.diffusion.denoiser import Conditioned, Denoiser, DenoiserLike, Preconditioned
 from dxdt.diffusion.exploding import EDM, VE
@@ -48,8 +51,10 @@ from dxdt.diffusion.preconditioning import (
     VEPreconditioning,
     VPPreconditioning,
 )
+from dxdt.diffusion.predictor import Identity, Predictor
 from dxdt.diffusion.process import Prior, Process
 from dxdt.diffusion.reverse import ProbabilityFlow, Reverse, ReverseSDE, reverse
+from dxdt.diffusion.reverse_diffusion import ReverseDiffusion
 from dxdt.diffusion.reversion import ConstantCurve, CosineCurve, LinearCurve, Reversion
 from dxdt.diffusion.sample import integrate, prior_noise, sample
 from dxdt.diffusion.schedule import Constant, Cosine, Linear, Scaled, Schedule
@@ -77,14 +82,23 @@ from dxdt.diffusion.transition import Pinned, Transition
 from dxdt.diffusion.variance import VP, SubVP
 
 __all__ = [
+    "DDIM",
+    "EDM",
+    "OUVE",
+    "VE",
+    "VP",
+    "Ancestral",
     "AngularVelocity",
+    "AnnealedLangevin",
     "BitsPerDim",
     "BrownianBridge",
+    "Churn",
     "Clip",
     "Clock",
     "Conditioned",
     "Constant",
     "ConstantCurve",
+    "Corrector",
     "Cosine",
     "CosineCurve",
     "Data",
@@ -96,14 +110,15 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiscreteTimes",
     "Dynamic",
-    "EDM",
     "EDMLoss",
     "EDMPreconditioning",
     "GaussianOracle",
     "HalfSum",
     "IDDPMPreconditioning",
+    "Identity",
     "Index",
     "JointOracle",
+    "Langevin",
     "Levels",
     "Likelihood",
     "LikelihoodWeight",
@@ -121,7 +136,6 @@ __all__ = [
     "Noise",
     "NoiseWeight",
     "OUBridge",
-    "OUVE",
     "Objective",
     "Parameterisation",
     "Pinned",
@@ -129,12 +143,15 @@ __all__ = [
     "Posterior",
     "Preconditioned",
     "Preconditioning",
+    "Predictor",
+    "PredictorCorrector",
     "Prior",
     "ProbabilityFlow",
     "Process",
     "RectifiedFlow",
     "Residual",
     "Reverse",
+    "ReverseDiffusion",
     "ReverseSDE",
     "Reversion",
     "Scaled",
@@ -149,9 +166,7 @@ __all__ = [
     "Transition",
     "UniformLogSNR",
     "UniformTime",
-    "VE",
     "VEPreconditioning",
-    "VP",
     "VPPreconditioning",
     "Velocity",
     "bits_per_dim",

@@ -99,13 +99,16 @@ class ProbabilityFlow(Reverse):
 @final
 @dataclass(frozen=True, eq=False)
 class ReverseSDE(Reverse):
-    """The reverse equation with noise, 0 < tau <= 1; its noise depends on time alone."""
+    """The reverse equation with noise that depends on time alone, 0 <= tau <= 1; at 0 it only has a driver, for
+    methods that bring noise of their own."""
 
     noise: Additive = Additive()  # noqa: RUF009
     calculus: Ito = Ito()  # noqa: RUF009
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
         """Return tau g(t), shaped like `y`."""
+        if self.tau == 0:
+            return y.new_zeros(()).expand_as(y)  # also where g is infinite
         return (self.tau * self.process.rates(t, y).g2.sqrt()).expand_as(y)
 
     def noise_size(self, layout: Layout) -> int:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.diffusion.denoiser import DenoiserLike
-from dxdt.diffusion.reverse import reverse
+from dxdt.diffusion.reverse import ReverseSDE, reverse
 from dxdt.ops.random import normals
 from dxdt.paths.increments import Increments
 from dxdt.solve.controller import PID, Grid
@@ -67,7 +67,8 @@ def integrate(
         x1: draws from the prior.
         steps: steps of equal length in time; without it the solver chooses by `rtol` and `atol`.
         tau: 0 for the probability flow, 1 for the reverse SDE, or between.
-        solver: `Tsit5()` for the flow and `EulerMaruyama()` with noise, by default.
+        solver: `Tsit5()` for the flow and `EulerMaruyama()` with noise, by default. Methods that are made for
+            noise, or bring their own (`EulerMaruyama`, `PredictorCorrector`, `Churn`), follow the flow too.
         seed: names the random path.
         t0: where to stop, above the singular end at 0.
         mu: mean of the process, where it has one.
@@ -85,7 +86,10 @@ def integrate(
         raise ValueError(f"integrate: tau={tau} has noise, whose solvers take given steps; pass steps=500, say.")
     if solver is None:
         solver = EulerMaruyama() if tau > 0 else Tsit5()
-    if tau > 0:
+    equation = reverse(denoiser, tau, mu)
+    if tau == 0 and getattr(solver, "stochastic", False):
+        equation = ReverseSDE(denoiser, 0.0, mu)  # a driver without diffusion
+    if isinstance(equation, ReverseSDE):
         options.setdefault("driver", Increments(seed))
     if steps is None:
         options.setdefault("controller", PID(rtol, atol))
@@ -93,7 +97,7 @@ def integrate(
         grid = torch.linspace(t1, t0, steps + 1, dtype=torch.float64)
         options.setdefault("controller", Grid(grid.numpy()))
         options.setdefault("max_steps", steps)
-    return solve(reverse(denoiser, tau, mu), x1, (t1, t0), solver=solver, **options)
+    return solve(equation, x1, (t1, t0), solver=solver, **options)
 
 
 def sample(
