@@ -93,6 +93,13 @@ class BrownianBridge(Process):
         w, rest = self._share(t)
         return self.std**2 * w * rest
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -w', w', (c^2)' / (2 c) and S^2 w' (1 - 2 w)."""
+        w, rest = self._share(t)
+        dw = self.schedule.rate(t) / self._end
+        dv = self.std**2 * dw * (rest - w)
+        return -dw, dw, 0.5 * dv / self.c(t), dv
+
     def lam(self, t: Tensor) -> Tensor:
         """Return log((1 - w) / w) / 2 - log S."""
         w, rest = self._share(t)
@@ -169,6 +176,14 @@ class OUBridge(Process):
         """Return c^2."""
         end, total = self._end, self.schedule.integral(t)
         return 2 * self.std**2 * total.sinh() * _left(end, total).sinh() / math.sinh(end)
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -theta cosh(R) / sinh(Theta_1), -a', (c^2)' / (2 c), and
+        2 L^2 theta sinh(R - Theta) / sinh(Theta_1)."""
+        end, total = self._end, self.schedule.integral(t)
+        left, pace = _left(end, total), self.schedule.rate(t) / math.sinh(end)
+        da, dv = -pace * left.cosh(), 2 * self.std**2 * pace * (left - total).sinh()
+        return da, -da, 0.5 * dv / self.c(t), dv
 
     def lam(self, t: Tensor) -> Tensor:
         """Return log(sinh(R) / (2 L^2 sinh(Theta) sinh(Theta_1))) / 2."""

@@ -47,6 +47,11 @@ class VE(Process):
         """Return low^2 (high / low)^(2 t)."""
         return self.low**2 * (2 * math.log(self.high / self.low) * t).exp()
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return 0, 0, c log(high / low) and 2 c^2 log(high / low)."""
+        zero, v, pace = torch.zeros_like(t), self.variance(t), math.log(self.high / self.low)
+        return zero, zero, pace * v.sqrt(), 2 * pace * v
+
     def time(self, lam: Tensor) -> Tensor:
         """Return -(lam + log low) / log(high / low)."""
         return -(lam + math.log(self.low)) / math.log(self.high / self.low)
@@ -103,6 +108,11 @@ class EDM(Process):
     def c(self, t: Tensor) -> Tensor:
         """Return t."""
         return t.clone()
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return 0, 0, 1 and 2 t."""
+        zero = torch.zeros_like(t)
+        return zero, zero, torch.ones_like(t), 2 * t
 
     def lam(self, t: Tensor) -> Tensor:
         """Return -log t."""

@@ -33,6 +33,11 @@ class RectifiedFlow(Process):
         """Return t."""
         return t.clone()
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -1, 0, 1 and 2 t."""
+        one = torch.ones_like(t)
+        return -one, torch.zeros_like(t), one, 2 * t
+
     def time(self, lam: Tensor) -> Tensor:
         """Return 1 / (1 + exp lam)."""
         return torch.sigmoid(-lam)

@@ -79,6 +79,12 @@ class MeanReverting(Process):
         """Return L^2 (1 - exp(-2 Theta))."""
         return -(self.std**2) * torch.expm1(-2 * self.schedule.integral(t))
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -theta a, theta a, L^2 theta a^2 / c and 2 L^2 theta a^2."""
+        a, theta = self.a(t), self.schedule.rate(t)
+        da, dv = -theta * a, 2 * self.std**2 * theta * a.square()
+        return da, -da, 0.5 * dv / self.c(t), dv
+
     def time(self, lam: Tensor) -> Tensor:
         """Return the t with 2 Theta = log(1 + exp(-2 lam) / L^2)."""
         return self.schedule.inverse(0.5 * log1pexp(-2 * (lam + math.log(self.std))))
@@ -129,6 +135,12 @@ class Denoising(Process):
     def variance(self, t: Tensor) -> Tensor:
         """Return L^2 (1 - exp(-2 Theta))."""
         return -(self.std**2) * torch.expm1(-2 * self.schedule.integral(t))
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return 0, 0, (c^2)' / (2 c) and 2 L^2 theta exp(-2 Theta)."""
+        zero, total = torch.zeros_like(t), self.schedule.integral(t)
+        dv = 2 * self.std**2 * self.schedule.rate(t) * (-2 * total).exp()
+        return zero, zero, 0.5 * dv / self.c(t), dv
 
     def time(self, lam: Tensor) -> Tensor:
         """Return the t with exp(-2 Theta) = 1 - exp(-2 lam) / L^2; NaN for more noise than L."""
@@ -200,6 +212,12 @@ class OUVE(Process):
         """Return c^2."""
         total, size = self._growth
         return size * (-2 * self.stiffness * t).exp() * torch.expm1(2 * total * t)
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -gamma a, gamma a, (c^2)' / (2 c) and g^2 - 2 gamma c^2, g^2 = 2 log k low^2 k^{2 t}."""
+        log_k, da = math.log(self.high / self.low), -self.stiffness * self.a(t)
+        dv = 2 * log_k * self.low**2 * (2 * log_k * t).exp() - 2 * self.stiffness * self.variance(t)
+        return da, -da, 0.5 * dv / self.c(t), dv
 
     def time(self, lam: Tensor) -> Tensor:
         """Return the t with exp(2 (gamma + log k) t) = 1 + exp(-2 lam) (gamma + log k) / (low^2 log k)."""

@@ -7,8 +7,8 @@ Everything else follows. The linear equation dx = (f x + u mu) dt + g dW with th
     f = a'/a,    u = b' - f b,    g^2 = (c^2)' - 2 f c^2,
 
 and the clock of its information is lam = log(a / c), which falls as t grows. Derivatives are taken
-by forward differentiation of the closed forms in float64, so a new process is its three functions,
-the inverse of lam, and the width of its prior.
+in float64, by forward differentiation of the closed forms unless a process writes them down, so a
+new process is its three functions, the inverse of lam, and the width of its prior.
 
 Times have any shape; that shape stands for the leading axes of the data they meet.
 
@@ -194,6 +194,15 @@ class Process(ABC):
                     f"choose from 0 (data) to {self.t1:g} (prior)."
                 )
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a'(t), b'(t), c'(t) and (c^2)'(t), here by forward differentiation; processes that
+        solvers call often write them down, which is a hundred times as fast."""
+
+        def closed_forms(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            return self.a(s), self.b(s), self.c(s), self.variance(s)
+
+        return jvp(closed_forms, t, torch.ones_like(t))[1]
+
     def moments(self, t: Tensor, x: Tensor) -> Moments:
         """Return a, b and c at `t`, computed in float64, shaped and cast to meet `x`."""
         t = t.double()
@@ -206,10 +215,8 @@ class Process(ABC):
         """
         t = t.double()
 
-        def closed_forms(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            return self.a(s), self.b(s), self.c(s), self.variance(s)
-
-        (a, b, _, v), (da, db, dc, dv) = jvp(closed_forms, t, torch.ones_like(t))
+        a, b, v = self.a(t), self.b(t), self.variance(t)
+        da, db, dc, dv = self.slopes(t)
         f = da / a
         # An infinite f meets b = 0 where data are forgotten entirely, and v = 0 where a bridge ends.
         u = torch.where((b == 0) & (db == 0), 0.0, db - f * b)

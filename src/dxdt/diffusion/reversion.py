@@ -34,6 +34,10 @@ class Curve(Protocol):
         """Return the sum of theta_1 to theta_t."""
         ...
 
+    def slope(self, t: Tensor, steps: int) -> Tensor:
+        """Return the derivative of that sum in t, close to theta_{t + 1/2}."""
+        ...
+
     def inverse(self, total: Tensor, steps: int) -> Tensor:
         """Return the t at which that sum equals `total`."""
         ...
@@ -73,7 +77,7 @@ class CosineCurve:
         rise = 2 * (half + start).sin() * half.sin()
         return weight * ((t - kernel) * math.cos(start) + kernel * rise)
 
-    def _slope(self, t: Tensor, steps: int) -> Tensor:
+    def slope(self, t: Tensor, steps: int) -> Tensor:
         """Return the derivative of the sum."""
         turn, start, weight = self._angles(steps)
         return weight * (math.cos(start) - 0.5 * turn / math.sin(0.5 * turn) * (turn * (t + 1.5) + start).cos())
@@ -92,8 +96,8 @@ class CosineCurve:
         left, right = (nodes.index_select(0, place).reshape(cell.shape) for place in (flat - 1, flat))
         t = cell - 1 + (wanted - left) / (right - left)
         for _ in range(6):
-            t = t - (self.total(t, steps) - wanted) / self._slope(t, steps)
-        return (t - (self.total(t, steps) - total.double()) / self._slope(t, steps)).to(total.dtype)
+            t = t - (self.total(t, steps) - wanted) / self.slope(t, steps)
+        return (t - (self.total(t, steps) - total.double()) / self.slope(t, steps)).to(total.dtype)
 
 
 @final
@@ -129,6 +133,11 @@ class LinearCurve:
         first, slope = self._line(steps)
         return t * (first + 0.5 * slope * (t + 1))
 
+    def slope(self, t: Tensor, steps: int) -> Tensor:
+        """Return theta_0 + slope (t + 1/2)."""
+        first, slope = self._line(steps)
+        return first + slope * (t + 0.5)
+
     def inverse(self, total: Tensor, steps: int) -> Tensor:
         """Return the positive root of the parabola."""
         first, slope = self._line(steps)
@@ -148,6 +157,10 @@ class ConstantCurve:
     def total(self, t: Tensor, steps: int) -> Tensor:
         """Return t."""
         return t.clone()
+
+    def slope(self, t: Tensor, steps: int) -> Tensor:
+        """Return one."""
+        return torch.ones_like(t)
 
     def inverse(self, total: Tensor, steps: int) -> Tensor:
         """Return the total."""
@@ -211,6 +224,10 @@ class Reversion:
     def integral(self, t: Tensor) -> Tensor:
         """Return Theta(t)."""
         return self.dt * (self.curve.total(t, self.steps) + self._head)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return theta(t) = Theta'(t)."""
+        return self.dt * self.curve.slope(t, self.steps)
 
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which Theta(t) equals `total`; zero for what lies before Theta(0)."""

@@ -35,6 +35,10 @@ class Schedule(Protocol):
         """Return B(t), the integral of the rate beta from 0 to t."""
         ...
 
+    def rate(self, t: Tensor) -> Tensor:
+        """Return beta(t) = B'(t)."""
+        ...
+
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which B(t) equals `total`."""
         ...
@@ -71,6 +75,10 @@ class Linear:
         """Return B(t) = low t + (high - low) t^2 / 2."""
         return t * (self.low + 0.5 * (self.high - self.low) * t)
 
+    def rate(self, t: Tensor) -> Tensor:
+        """Return low + t (high - low)."""
+        return self.low + (self.high - self.low) * t
+
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which B(t) equals `total`."""
         slope = self.high - self.low
@@ -80,19 +88,19 @@ class Linear:
 @final
 @dataclass(frozen=True)
 class Constant:
-    """A rate that does not change: B(t) = rate t on [0, end].
+    """A rate that does not change: B(t) = speed t on [0, end].
 
     Raises:
-        ValueError: `rate` or `end` is not positive.
+        ValueError: `speed` or `end` is not positive.
     """
 
-    rate: float = 1.0
+    speed: float = 1.0
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.rate > 0 and self.end > 0):
+        if not (self.speed > 0 and self.end > 0):
             raise ValueError(
-                f"Constant: a rate of {self.rate} up to {self.end} forgets nothing; choose both above zero."
+                f"Constant: a rate of {self.speed} up to {self.end} forgets nothing; choose both above zero."
             )
 
     @property
@@ -106,12 +114,16 @@ class Constant:
         return self.end
 
     def integral(self, t: Tensor) -> Tensor:
-        """Return rate t."""
-        return self.rate * t
+        """Return speed t."""
+        return self.speed * t
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return the speed."""
+        return torch.full_like(t, self.speed)
 
     def inverse(self, total: Tensor) -> Tensor:
-        """Return total / rate."""
-        return total / self.rate
+        """Return total / speed."""
+        return total / self.speed
 
 
 @final
@@ -155,13 +167,22 @@ class Cosine:
     def _speed(self) -> float:
         return 0.5 * math.pi / (1 + self.offset)
 
+    def _lost(self, d: Tensor) -> Tensor:
+        """Return 1 - exp(-B/2) at phi = phi(0) + d, without cancellation for small d."""
+        return 2 * (0.5 * d).sin().square() + math.tan(self._first) * d.sin()
+
     def _of_angle(self, d: Tensor) -> Tensor:
-        """Return B at phi = phi(0) + d, without cancellation for small d."""
-        return -2 * torch.log1p(-(2 * (0.5 * d).sin().square() + math.tan(self._first) * d.sin()))
+        """Return B at phi = phi(0) + d."""
+        return -2 * torch.log1p(-self._lost(d))
 
     def integral(self, t: Tensor) -> Tensor:
         """Return B(t) = -2 log(cos phi(t) / cos phi(0))."""
         return self._of_angle(self._speed * t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return 2 phi' tan(phi(t)), with the cosine that `integral` has."""
+        d = self._speed * t
+        return 2 * self._speed * (self._first + d).sin() / (math.cos(self._first) * (1 - self._lost(d)))
 
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which B(t) equals `total`."""
@@ -192,6 +213,10 @@ class Scaled:
     def integral(self, t: Tensor) -> Tensor:
         """Return factor B(t)."""
         return self.factor * self.schedule.integral(t)
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return factor beta(t)."""
+        return self.factor * self.schedule.rate(t)
 
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which factor B(t) equals `total`."""

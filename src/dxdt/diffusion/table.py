@@ -47,6 +47,10 @@ class Interpolation(Protocol):
         """Return B a fraction `w` of the way from `left` to `right`."""
         ...
 
+    def slope(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
+        """Return dB/dw where B equals `total`."""
+        ...
+
     def fraction(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
         """Return the `w` at which B equals `total`."""
         ...
@@ -60,6 +64,10 @@ class LogAlpha:
     def between(self, left: Tensor, right: Tensor, w: Tensor) -> Tensor:
         """Return left + w (right - left)."""
         return left + w * (right - left)
+
+    def slope(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
+        """Return right - left."""
+        return right - left
 
     def fraction(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
         """Return (total - left) / (right - left)."""
@@ -81,6 +89,12 @@ class LogSigma:
         inside = torch.where(first, right, left)
         low, high = self._log_sigma(inside), self._log_sigma(right)
         return torch.where(first, w * right, log1pexp(2 * (low + w * (high - low))))
+
+    def slope(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
+        """Return 2 (1 - exp(-B)) dlog(sigma)/dw."""
+        first = left == 0
+        span = self._log_sigma(right) - self._log_sigma(torch.where(first, right, left))
+        return torch.where(first, right, -2 * torch.expm1(-total) * span)
 
     def fraction(self, left: Tensor, right: Tensor, total: Tensor) -> Tensor:
         """Return where log sigma lies between those of the ends."""
@@ -187,12 +201,24 @@ class Table:
         left, right = (nodes.index_select(0, place).reshape(cell.shape) for place in (flat, flat + 1))
         return left, torch.where(right.isinf(), left + 1, right), right.isinf()
 
-    def integral(self, t: Tensor) -> Tensor:
-        """Return B(t)."""
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cell of a time and how far it lies in it."""
         place = t.double() * self.levels
         cell = place.detach().floor().clamp(0, self.levels - 1).long()
+        return cell, place - cell
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return B'(t), from the right at the levels."""
+        cell, w = self._place(t)
         left, right, last = self._cell(cell)
-        w = place - cell
+        total = self.interpolation.between(left, right, w)
+        slope = torch.where(last, 2 * _SHORT / (1 - _SHORT * w), self.interpolation.slope(left, right, total))
+        return (self.levels * slope).to(t.dtype)
+
+    def integral(self, t: Tensor) -> Tensor:
+        """Return B(t)."""
+        cell, w = self._place(t)
+        left, right, last = self._cell(cell)
         total = torch.where(last, left - 2 * torch.log1p(-_SHORT * w), self.interpolation.between(left, right, w))
         return total.to(t.dtype)
 

@@ -45,6 +45,12 @@ class VP(Process):
         """Return 1 - exp(-B)."""
         return -torch.expm1(-self.schedule.integral(t))
 
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -beta a / 2, 0, beta a^2 / (2 c) and beta a^2."""
+        a, beta = self.a(t), self.schedule.rate(t)
+        dv = beta * a.square()
+        return -0.5 * beta * a, torch.zeros_like(t), 0.5 * dv / self.c(t), dv
+
     def time(self, lam: Tensor) -> Tensor:
         """Return the t with exp(-B) = sigmoid(2 lam)."""
         return self.schedule.inverse(log1pexp(-2 * lam))
@@ -86,6 +92,12 @@ class SubVP(Process):
     def c(self, t: Tensor) -> Tensor:
         """Return 1 - exp(-B)."""
         return -torch.expm1(-self.schedule.integral(t))
+
+    def slopes(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return -beta a / 2, 0, beta a^2 and 2 c c'."""
+        a, beta = self.a(t), self.schedule.rate(t)
+        dc = beta * a.square()
+        return -0.5 * beta * a, torch.zeros_like(t), dc, 2 * self.c(t) * dc
 
     def time(self, lam: Tensor) -> Tensor:
         """Return the t with a / (1 - a^2) = exp(lam), that is -log a = arcsinh(exp(-lam) / 2)."""
