@@ -312,7 +312,7 @@ def table_of_solvers() -> str:
     """The facts of the solvers, as the guide shows them."""
     head = "| solver | calculus | strong | weak | needs | noise | evaluations of f | error estimate |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for solver in (s for s in SOLVERS if s.noisy is not None):
+    for solver in (s for s in SOLVERS if s.noisy is not None and not s.semilinear):
         n = solver.noisy
         assert n is not None
         calculus = " or ".join(kind.__name__ for kind in n.calculus)

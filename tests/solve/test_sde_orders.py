@@ -21,7 +21,7 @@ from dxdt.solve import Solver
 from dxdt.solve.equation import Rows
 from oracles import LINEAR
 
-STOCHASTIC = tuple(s for s in SOLVERS if s.noisy is not None) + (dxdt.Milstein(True),)
+STOCHASTIC = tuple(s for s in SOLVERS if s.noisy is not None and not s.semilinear) + (dxdt.Milstein(True),)
 CALCULI = (dxdt.Ito(), dxdt.Stratonovich())
 PATHS, FINEST = 1000, 1024
 

@@ -17,6 +17,19 @@ from dxdt.solve.explicit import (
     RungeKutta,
     Tsit5,
 )
+from dxdt.solve.exponential import Exponential
+from dxdt.solve.exponential_options import Corrector, Inside, Preserving, Rising
+from dxdt.solve.exponential_weights import (
+    B1,
+    B2,
+    DataPrediction,
+    Exact,
+    InLogSNR,
+    InRatio,
+    InTime,
+    NoisePrediction,
+    largest_step,
+)
 from dxdt.solve.gradient import Direct, Gradient
 from dxdt.solve.high_order import Dopri8, Vern7
 from dxdt.solve.low_storage import LowStorage, LowStorage3, LowStorage4
@@ -34,6 +47,7 @@ from dxdt.solve.reversible import (
 from dxdt.solve.reversible_gradient import Reversible
 from dxdt.solve.revisit import Revisit
 from dxdt.solve.save import Save
+from dxdt.solve.semilinear import SemiLinear
 from dxdt.solve.solution import Solution, SolveError, Stats, Status
 from dxdt.solve.solve import solve
 from dxdt.solve.solver import Solver
@@ -63,6 +77,8 @@ __all__ = [
     "AdamsBashforthMoulton",
     "Additive",
     "AsynchronousLeapfrog",
+    "B1",
+    "B2",
     "Backsolve",
     "BlanesMoan4",
     "BlanesMoan6",
@@ -73,21 +89,29 @@ __all__ = [
     "Constant",
     "Controller",
     "Converted",
+    "Corrector",
+    "DataPrediction",
     "Diagonal",
     "Direct",
     "Dopri5",
     "Dopri8",
-    "Euler",
     "EES25",
+    "Euler",
     "EulerHeun",
     "EulerMaruyama",
     "Event",
+    "Exact",
+    "Exponential",
     "General",
     "Gradient",
     "Grid",
     "HalfStep",
     "Heun",
     "I",
+    "InLogSNR",
+    "InRatio",
+    "InTime",
+    "Inside",
     "Ito",
     "LowStorage",
     "LowStorage3",
@@ -95,16 +119,19 @@ __all__ = [
     "McCallumFoster",
     "Midpoint",
     "Milstein",
+    "NoisePrediction",
     "Noisy",
     "ODE",
     "PI",
     "PID",
+    "Preserving",
     "RK4",
     "Ralston",
     "Reversible",
     "ReversibleHeun",
     "ReversibleSolver",
     "Revisit",
+    "Rising",
     "RungeKutta",
     "SDE",
     "SPaRK",
@@ -113,6 +140,7 @@ __all__ = [
     "Save",
     "Scalar",
     "SemiImplicitEuler",
+    "SemiLinear",
     "Separable",
     "ShARK",
     "Solution",
@@ -133,6 +161,7 @@ __all__ = [
     "Tsit5",
     "Vern7",
     "Yoshida4",
+    "largest_step",
     "max_norm",
     "rms",
     "solve",

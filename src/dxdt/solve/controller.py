@@ -105,6 +105,10 @@ class Controller(ABC):
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
         """Decision on the attempt [t, t + dt] with the given error norm (1 is the tolerance)."""
 
+    def ends(self, span: Span, dt: Ticks | None) -> np.ndarray | None:
+        """The ends of all steps, ``(N + 1, 1)`` or ``(N + 1, R)``, where they are known; rows stay at their last."""
+        return None
+
     def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
         """Clock after an accepted step that ends at ``t``, and whether it crossed a jump."""
         raise NotImplementedError
@@ -139,6 +143,14 @@ class Constant(Controller):
         assert dt is not None
         dt = span.clock.where(span.t1 < span.t0, -abs(dt), abs(dt))
         return dt, (dt, span.clock.count(span.t0))
+
+    def ends(self, span: Span, dt: Ticks | None) -> np.ndarray:
+        size = np.abs(np.asarray(dt if self.dt is None else self.dt))
+        t0, t1 = (np.atleast_1d(x) for x in (span.t0, span.t1))
+        # The loop stretches a last step a little, so that rounding leaves no sliver.
+        count = np.maximum(np.ceil(np.abs(t1 - t0) / size - 1 - 1e-8), 0) + 1
+        number = np.arange(int(count.max()) + 1)[:, None]
+        return np.where(number < count, t0 + np.sign(t1 - t0) * size * number, t1)
 
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
         size, count = state
@@ -200,6 +212,9 @@ class Grid(Controller):
         ahead = count + (count < times.shape[0] - 1)
         end = span.clock.table(times, ahead)
         return Decision(accept, end - span.clock.where(accept, t + dt, t), (count,), ~accept)
+
+    def ends(self, span: Span, dt: Ticks | None) -> np.ndarray:
+        return self.times
 
     def _times(self, span: Span) -> Any:
         return self.times if span.table is None else span.table

@@ -23,7 +23,7 @@ from dxdt.ops.clock import START, Ticks, moments
 from dxdt.ops.tree import Layout, Tree
 from dxdt.solve.noise import Diagonal, Noise
 
-__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Rows", "Stratonovich"]
+__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Outlook", "Rows", "Stratonovich"]
 
 Field: TypeAlias = Callable[..., Any]
 """A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
@@ -152,6 +152,23 @@ class Meter:
     plain: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What a solver may know of the solve ahead.
+
+    Attributes:
+        times: of a known grid whose steps nothing cuts short, ``(N + 1, 1)`` or ``(N + 1, R)``, or None.
+        dense: whether steps must be able to interpolate.
+        errors: whether error estimates are read.
+        memo: what a solver makes once for a solve.
+    """
+
+    times: np.ndarray | None = None
+    dense: bool = True
+    errors: bool = True
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(eq=False)
 class Rows:
     """An equation that acts on rows, and counts how often it was asked.
@@ -164,6 +181,7 @@ class Rows:
         meter: counts of this solve, shared by all copies of the equation; None in a compiled loop,
             which sees checked fields only.
         muted: rows whose fields count as zero, ``(R, 1)``, or None.
+        outlook: what is known of the solve ahead.
     """
 
     equation: Equation
@@ -172,6 +190,7 @@ class Rows:
     noise: Any = None
     meter: Meter | None = field(default_factory=Meter)
     muted: Tensor | None = None
+    outlook: Outlook = field(default_factory=Outlook)
 
     def mute(self, rows: np.ndarray) -> Rows:
         """The equation with zero fields in some rows, of which nothing is wanted."""
@@ -179,8 +198,22 @@ class Rows:
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y) as rows ``(R, n)``."""
-        rows = self._drift(t, y)
+        return self.unmuted(self._drift(t, y))
+
+    def unmuted(self, rows: Tensor) -> Tensor:
+        """Values of a field, zero in muted rows."""
         return rows if self.muted is None else torch.where(self.muted.to(rows.device), 0.0, rows)
+
+    def answer(self, t: Tensor, y: Tensor) -> Any:
+        """What the remainder of a semi-linear equation answers, in the user's shape; t stays float64."""
+        layout, meter = self.layout, self.meter
+        answer = self.equation.remainder(t, layout.unpack(y), *self.args)
+        if meter is not None:
+            meter.evaluations += 1
+            if not meter.checked:
+                layout.check(answer.data, "the remainder's data")
+                meter.checked = True
+        return answer
 
     @property
     def natural(self) -> tuple[int, ...] | None:
@@ -248,7 +281,12 @@ class Rows:
     def increment(self, t: Ticks, dt: Ticks, index: Ticks) -> Any:
         """What the random path does over [t, t + dt]."""
         with constants():
-            return self.noise.increment(t, dt, index)
+            return self.noise.increment(*(x.detach() if isinstance(x, Tensor) else x for x in (t, dt)), index)
+
+    def unit_noise(self, start: np.ndarray, end: np.ndarray, index: Ticks) -> Tensor:
+        """Noise of a step on the clock of a semi-linear equation, in units of its standard deviation."""
+        with constants():
+            return self.noise.unit(start, end, index)
 
     def modules(self) -> Iterator[nn.Module]:
         """Modules among the user's callables: themselves, what they are methods of, what they close over."""

@@ -17,7 +17,7 @@ from dxdt.solve.compiled_gradient import run_differentiable
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.engine import CannotCompile, warn_once
-from dxdt.solve.equation import Equation, Meter, Rows, constants
+from dxdt.solve.equation import Equation, Meter, Outlook, Rows, constants
 from dxdt.solve.event import Event, Watch
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Outcome
@@ -117,11 +117,12 @@ def solve(
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
     _check_values(y, max_steps, equation)
+    solver.check(equation)
     controller = check_noise(equation, solver, driver, controller, dt_row)
     meter = Meter()
     rows = Rows(equation, layout, args, meter=meter)
     if hasattr(equation, "diffusion"):
-        rows.noise = _bind(driver, equation, interval, layout)
+        rows.noise = _bind(solver, driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
     found = (*rows.parameters(), *(params or ())) if torch.is_grad_enabled() else ()
@@ -129,7 +130,12 @@ def solve(
     inputs = Inputs(y, ends, recorder.moments, args, parameters)
     watch = _watch(event, rows)
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
-    plan = Plan(rows, solver, controller, span, controller.scale(layout), needs_dense, max_steps, watch=watch)
+    scale = controller.scale(layout)
+    times = None
+    if solver.foresees and watch is None and not controller.jumps:
+        times = controller.ends(span, dt_row)
+    rows.outlook = Outlook(times, needs_dense, scale is not None)
+    plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
     outcome = _compiled(plan, inputs, rule, dt_row, recorder) if compile else None
     if outcome is not None:
         return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
@@ -184,10 +190,9 @@ def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
     return Watch(rows, events) if events else None
 
 
-def _bind(driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
-    size = equation.noise_size(layout)
+def _bind(solver: Solver, driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
     with constants():
-        return driver.bind(interval.t0, interval.t1, layout.rows, size, layout.dtype, layout.device)
+        return solver.bind(driver, equation, interval.t0, interval.t1, layout)
 
 
 def _controller(

@@ -8,12 +8,14 @@ equation and which the tests and the documentation tables are generated from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from dxdt.ops.clock import Ticks
-from dxdt.solve.equation import Rows
+from dxdt.ops.tree import Layout
+from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.noise import Noise
 from dxdt.solve.noisy import Noisy
 
@@ -50,6 +52,8 @@ class Solver(ABC):
         stochastic: whether it is made for equations with noise only.
         noisy: what it claims on equations with noise, None where it does not solve them.
         known_grid: whether the steps must be known before the solve (methods with history).
+        semilinear: whether it asks for equations that show their affine part (``SemiLinear``).
+        foresees: whether it makes something of a known grid before the first step.
         degree: degree of the dense output's polynomial.
         compiles: whether its steps can be compiled; the state must be a function of (t, y).
     """
@@ -61,8 +65,17 @@ class Solver(ABC):
     stochastic: ClassVar[bool] = False
     noisy: ClassVar[Noisy | None] = None
     known_grid: ClassVar[bool] = False
+    semilinear: ClassVar[bool] = False
+    foresees: ClassVar[bool] = False
     degree: ClassVar[int] = 1
     compiles: ClassVar[bool] = False
+
+    def check(self, equation: Equation) -> None:  # noqa: B027
+        """Raise TypeError or ValueError if this method cannot solve an equation of this form."""
+
+    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+        """The driver with the shape of one solve, on the clock of this method: here, time."""
+        return driver.bind(t0, t1, layout.rows, equation.noise_size(layout), layout.dtype, layout.device)
 
     @abstractmethod
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
