@@ -43,7 +43,7 @@ def prior_noise(
     row = torch.arange(shape[0], device=device)
     size = torch.Size(shape[1:]).numel()
     noise = normals(seed ^ _PRIOR, row, 0, size, dtype=dtype)
-    return torch.as_tensor(noise).reshape(*shape)
+    return torch.as_tensor(noise).to(dtype).reshape(*shape)  # numpy has no bfloat16
 
 
 def integrate(
