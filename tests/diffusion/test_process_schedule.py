@@ -149,6 +149,13 @@ def test_tables_are_exact_at_their_levels(name: str, interpolation):
     assert process.a(torch.zeros(()).double()) == 1
 
 
+def test_tables_are_values():
+    one, same = (Table.from_betas(linear_betas()) for _ in range(2))
+    assert one == same and hash(VP(one)) == hash(VP(same)) and VP(one) == VP(same)
+    assert one != Table.from_betas(scaled_linear_betas()) != Table.from_betas(scaled_linear_betas(), LogSigma())
+    assert repr(one) == "Table(1000 levels, LogAlpha())"
+
+
 def test_between_levels_the_named_function_is_straight():
     index = torch.tensor([[10.0, 10.5, 11.0], [700.0, 700.5, 701.0]]).double()
     for interpolation, function in ((LogAlpha(), lambda p, t: p.a(t).log()), (LogSigma(), lambda p, t: p.lam(t))):

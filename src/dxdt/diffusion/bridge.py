@@ -42,7 +42,7 @@ class BrownianBridge(Process):
         schedule: B, the clock of the motion; its own scale does not matter.
 
     Source: Li et al., "BBDM: image-to-image translation with Brownian bridge diffusion models"
-    (2023), equation 4; Liu et al., "I2SB" (2023), proposition 3.3.
+    (2023); Liu et al., "I2SB: image-to-image Schrodinger bridge" (2023), for schedules.
 
     Raises:
         ValueError: `std` is not positive.
@@ -130,7 +130,7 @@ class OUBridge(Process):
         schedule: Theta.
 
     Source: Yue et al., "Image restoration through generalized Ornstein-Uhlenbeck bridge" (2024),
-    propositions 3.1 and 3.2, written with hyperbolic sines.
+    written with hyperbolic sines.
 
     Raises:
         ValueError: `std` is not positive.

@@ -4,8 +4,8 @@
 
 for the exact denoiser D(x) = E[x_0 | x_t = x], by differentiating Tweedie's formula once more.
 
-Source: Efron, "Tweedie's formula and selection bias" (2011), equation 2.8, scaled; Meng et al.,
-"Estimating high order gradients of the data distribution by denoising" (2021), theorem 1.
+Source: Efron, "Tweedie's formula and selection bias" (2011), scaled; Meng et al., "Estimating
+high order gradients of the data distribution by denoising" (2021).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class MeanReverting(Process):
             range of pixels, data in [0, 1]).
         schedule: Theta.
 
-    Source: Luo et al., "Image restoration with mean-reverting SDEs" (2023), equations 3 and 6.
+    Source: Luo et al., "Image restoration with mean-reverting SDEs" (2023), section 3.
 
     Raises:
         ValueError: `std` is not positive.
@@ -106,7 +106,7 @@ class Denoising(Process):
         std: L.
         schedule: Theta.
 
-    Source: Luo et al. (2023), section 4.4 (Gaussian denoising) and released code.
+    Source: Luo et al. (2023), the variant for Gaussian denoising, and released code.
 
     Raises:
         ValueError: `std` is not positive.
@@ -166,7 +166,7 @@ class OUVE(Process):
         low, high: noise of the exploding part at t = 0 and t = 1.
 
     Source: Richter et al., "Speech enhancement and dereverberation with diffusion-based generative
-    models" (2023), equations 4 to 7.
+    models" (2023).
 
     Raises:
         ValueError: not 0 < low < high, or `stiffness` is not positive.

@@ -134,8 +134,8 @@ class Debiased:
 
     with p = theta_t dt of the training table; near T this shifts x_0 by several times x_t - mu.
 
-    Source: the loss is equation 15 of Luo et al., "Image restoration with mean-reverting SDEs"
-    (2023); the optimum follows by comparing coefficients.
+    Source: the loss is that of Luo et al., "Image restoration with mean-reverting SDEs" (2023);
+    the optimum follows by comparing coefficients.
 
     Raises:
         ValueError: on reading, the process is not mean reverting on the schedule of such a model.

@@ -134,7 +134,7 @@ class Cosine:
     All is forgotten at t = 1; sampling starts at `end`, before the rate becomes infinite.
 
     Source: Nichol and Dhariwal, "Improved denoising diffusion probabilistic models" (2021),
-    equation 17, in continuous time; Lu et al., "DPM-Solver" (2022), appendix D.4, for the end.
+    equation 17, in continuous time; Lu et al., "DPM-Solver" (2022), released code, for the end.
 
     Raises:
         ValueError: `offset` is not positive, or `end` not in (0, 1].

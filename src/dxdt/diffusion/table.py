@@ -8,7 +8,7 @@ Between levels B itself is linear (`LogAlpha`: the continuous process whose beta
 log sigma is, sigma^2 = exp(B) - 1 (`LogSigma`).
 
 Source: Ho et al., "Denoising diffusion probabilistic models" (2020); Lu et al., "DPM-Solver" (2022),
-appendix D.4, for the times and for `LogAlpha`; Lin et al., "Common diffusion noise schedules and
+released code, for the times and for `LogAlpha`; Lin et al., "Common diffusion noise schedules and
 sample steps are flawed" (2024), for tables that end in pure noise.
 """
 
@@ -119,17 +119,27 @@ class Table:
     totals: Float[Tensor, " n"]
     interpolation: Interpolation = LogAlpha()
     _copies: dict[torch.device, Tensor] = field(init=False)
+    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         totals = torch.as_tensor(self.totals).detach().double()
         object.__setattr__(self, "totals", totals)
         object.__setattr__(self, "_copies", {})
+        object.__setattr__(self, "_hash", hash((self.interpolation, *totals.flatten().tolist())))
         good = totals.ndim == 1 and len(totals) > 0
         if not good or not bool((totals[0] > 0) & (totals.diff() > 0).all() & totals[:-1].isfinite().all()):
             raise ValueError(
                 f"Table: a table of shape {tuple(totals.shape)} whose levels do not lose signal one after another is "
                 "no schedule; give betas in (0, 1), or alphas_cumprod falling from 1, the least noisy level first."
             )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Table) or self.interpolation != other.interpolation:
+            return False
+        return torch.equal(self.totals.cpu(), other.totals.cpu())
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def __repr__(self) -> str:
         return f"Table({self.levels} levels, {self.interpolation})"

@@ -4,8 +4,8 @@
     posterior    x_s | x_t, x_0   ~ N(k x_t + d x_0 + m mu, std^2 I),      s <= t
 
 Source: Ho et al., "Denoising diffusion probabilistic models" (2020), equations 6 and 7, for a
-variance-preserving process; Luo et al., "Image restoration with mean-reverting SDEs" (2023),
-proposition 3.2, with a mean.
+variance-preserving process; Luo et al., "Image restoration with mean-reverting SDEs" (2023), with a
+mean.
 """
 
 from __future__ import annotations
