@@ -24,7 +24,7 @@ EDGES: dict[str, set[str]] = {
     "diffusion": {"solve", "mcmc", "paths", "ops"},
     "symbolic": {"models", "solve", "implicit", "ops"},
     "rl": {"diffusion", "nn", "ops"},
-    "interop": {"diffusion", "nn"},
+    "interop": {"diffusion", "nn", "ops"},
     "compat": {"solve", "paths"},
 }
 EDGES["lab"] = set(EDGES)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path`; a crash or a full disk leaves the old file as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+from dxdt.ops.files import write_atomic
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,3 +60,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a whole checkpoint ({error}); delete it to start over, or restore a copy."
         ) from error
     return tensors, {key: json.loads(value) for key, value in header.items()}
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, atomically."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_atomic(path, content.getvalue())

@@ -108,7 +108,7 @@ class Fourier(nn.Module):
 
     def forward(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch features"]:
         """Return the embedding of every entry of `t` in t's dtype."""
-        angle = 2 * math.pi * t.unsqueeze(-1) * self.frequencies.to(t.dtype)
+        angle = t.unsqueeze(-1) * (2 * math.pi * self.frequencies).to(t.dtype)
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""A U-Net for images of any size, conditioned on a number per image.
+"""A U-Net for images of any size, conditioned on a number per image and, where asked, on a class.
 
 Residual blocks are (x + h) / sqrt(2), with group normalisation, SiLU and a time-dependent scale
 and shift; attention sits at chosen levels and in the middle; levels change size by a factor two,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -107,12 +107,16 @@ class UNet(nn.Module):
         dropout: probability inside residual blocks.
         embedding: a module that turns t (B,) into (B, features); sinusoidal by default.
         features: length of that embedding.
+        classes: how many classes images may be asked for; one more, the last, stands for "any".
+        patch: side of the squares of pixels that the first level sees as one, with p^2 times the
+            channels: a quarter of the work for p = 2.
 
-    Shapes: x (B, in_channels, H, W); t () or (B,); result (B, out_channels, H, W).
+    Shapes: x (B, in_channels, H, W); t () or (B,); labels (B,) integers; result (B, out_channels, H, W).
 
     Raises:
-        ValueError: an attention level does not exist, heads do not divide a width, or the input
-            has the wrong number of channels.
+        ValueError: an attention level does not exist, heads do not divide a width, the input has the
+            wrong number of channels or a size that squares of `patch` do not fill, or labels are given
+            to a network without classes.
     """
 
     def __init__(
@@ -128,15 +132,35 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         embedding: nn.Module | None = None,
         features: int = 64,
+        classes: int | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__()
         widths = [channels * m for m in multipliers]
         _check(widths, blocks, attention, heads)
         self.in_channels = in_channels
+        self.options: dict[str, Any] | None = None
+        if embedding is None:
+            self.options = {
+                "in_channels": in_channels,
+                "out_channels": out_channels,
+                "channels": channels,
+                "multipliers": tuple(multipliers),
+                "blocks": blocks,
+                "attention": tuple(attention),
+                "heads": heads,
+                "dropout": dropout,
+                "features": features,
+            }
         e = 4 * channels
         self.embedding = Sinusoidal(features) if embedding is None else embedding
         self.clock = nn.Sequential(scaled(nn.Linear(features, e)), nn.SiLU(), scaled(nn.Linear(e, e)), nn.SiLU())
-        self.input = _conv(in_channels, widths[0])
+        self.classes = classes
+        self.labels = None if classes is None else nn.Embedding(classes + 1, e)
+        if self.labels is not None:
+            nn.init.normal_(self.labels.weight, std=0.02)
+        self.patch = patch
+        self.input = _conv(in_channels * patch**2, widths[0])
 
         def stage(n: int, m: int, level: int) -> _Stage:
             there = heads if level in attention else None
@@ -170,17 +194,46 @@ class UNet(nn.Module):
                 self.grow.append(_conv(now, now))
         self.norm = _norm(now)
         answers = in_channels if out_channels is None else out_channels
-        self.output = _conv(now, answers, scale=_TINY)
+        self.output = _conv(now, answers * patch**2, scale=_TINY)
 
-    def forward(self, x: Float[Tensor, "batch n height width"], t: Tensor) -> Float[Tensor, "batch m height width"]:
-        """Return the network's value for images `x` at the numbers `t`."""
+    def _embed(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Return what the blocks are told, (B, E)."""
+        *first, last = self.clock
+        e = self.embedding(t.to(x.dtype))
+        for part in first:
+            e = part(e)
+        e = e.expand(x.shape[0], -1)
+        if self.labels is None or self.classes is None:
+            if labels is not None:
+                raise ValueError("UNet: labels are given to a network without classes; build it with classes=10, say.")
+            return last(e)
+        # Without labels, or for a negative one, the images may be of any class.
+        asked = torch.full((), -1, device=x.device) if labels is None else labels
+        row = torch.where(asked < 0, self.classes, asked).long()
+        return last(e + self.labels(row))
+
+    def forward(
+        self, x: Float[Tensor, "batch n height width"], t: Tensor, labels: Tensor | None = None
+    ) -> Float[Tensor, "batch m height width"]:
+        """Return the network's value for images `x` at the numbers `t`.
+
+        Args:
+            x: images.
+            t: numbers.
+            labels: classes from 0, or -1 for "any"; any class without them.
+        """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"UNet: input of shape {tuple(x.shape)} is not a batch of images with "
                 f"{self.in_channels} channels; pass (B, {self.in_channels}, H, W)."
             )
-        e = self.clock(self.embedding(t.to(x.dtype)).expand(x.shape[0], -1))
-        h = self.input(x)
+        if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
+            raise ValueError(
+                f"UNet: squares of {self.patch} pixels do not fill images of {x.shape[-1]} x {x.shape[-2]}; "
+                "build the network with another patch."
+            )
+        e = self._embed(x, t, labels)
+        h = self.input(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for level, row in enumerate(self.down):
             for part in row:  # pyright: ignore[reportGeneralTypeIssues]
@@ -196,7 +249,7 @@ class UNet(nn.Module):
             if level < len(self.grow):
                 h = F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest")
                 h = self.grow[level](h)
-        return self.output(F.silu(self.norm(h)))
+        return F.pixel_shuffle(self.output(F.silu(self.norm(h))), self.patch)
 
 
 def _check(widths: list[int], blocks: int, attention: Sequence[int], heads: int) -> None:

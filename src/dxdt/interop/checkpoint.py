@@ -1,0 +1,155 @@
+"""Our own checkpoints: one safetensors file with the weights, and in its header what they mean.
+
+The header says in JSON which network it is, which process it was trained on, what it answers and what it is told
+about the time; signal and noise of the process at nine times are stored too, and compared when the file is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dxdt.diffusion import Denoiser, Preconditioned, Process
+from dxdt.interop.description import agree, describe, moments_of, restore
+from dxdt.interop.net import MeanPart, build
+from dxdt.nn import Architecture, ScoreUNet, UNet
+from dxdt.ops.files import write_atomic
+from dxdt.ops.optional import require
+
+__all__ = ["is_own", "load_own", "read_safetensors", "save"]
+
+_KEY = "dxdt"
+_FORMAT = 1
+
+
+def save(path: str | Path, denoiser: Denoiser | Preconditioned, *, about: Mapping[str, Any] | None = None) -> None:
+    """Write a denoiser as one safetensors file, whole or not at all.
+
+    Args:
+        path: where to.
+        denoiser: a `Denoiser` or `Preconditioned` around a `ScoreUNet` or `UNet`.
+        about: plain values of your own, kept in the header.
+
+    Raises:
+        ValueError: the network or the process has no description that could be stored.
+        ImportError: safetensors is not installed.
+    """
+    net, mean_only = denoiser.net, False
+    if isinstance(net, MeanPart):
+        net, mean_only = net.net, True
+    said: dict[str, Any] = {
+        "format": _FORMAT,
+        "net": _describe_net(net),
+        "mean_only": mean_only,
+        "process": describe(denoiser.process),
+        "moments": moments_of(denoiser.process),
+        "about": dict(about or {}),
+    }
+    if isinstance(denoiser, Preconditioned):
+        said["preconditioning"] = describe(denoiser.preconditioning)
+    else:
+        said["parameterisation"] = describe(denoiser.parameterisation)
+        said["clock"] = describe(denoiser.clock)
+    assert isinstance(net, nn.Module)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in net.state_dict().items()}
+    content = require("safetensors.torch", "interop").save(tensors, metadata={_KEY: json.dumps(said)})
+    write_atomic(Path(path), content)
+
+
+def _describe_net(net: Any) -> dict[str, Any]:
+    if isinstance(net, ScoreUNet):
+        return {"kind": "ScoreUNet", "architecture": describe(net.architecture)}
+    if isinstance(net, UNet) and net.options is not None:
+        return {"kind": "UNet", "options": describe_options(net.options)}
+    raise ValueError(
+        f"save: a {type(net).__name__} cannot be described in a file; store a ScoreUNet or a UNet with its own "
+        "embedding, or keep the weights of your module by torch.save(module.state_dict())."
+    )
+
+
+def describe_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `UNet` as plain JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header of a safetensors file.
+
+    Raises:
+        ValueError: the file is truncated or of another kind.
+        FileNotFoundError: there is no such file.
+        ImportError: safetensors is not installed.
+    """
+    library = require("safetensors", "interop")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the name.")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = dict(file.metadata() or {})
+    except library.SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); fetch it again, or restore a copy."
+        ) from error
+    return tensors, header
+
+
+def is_own(header: Mapping[str, str]) -> bool:
+    """Whether a safetensors header is of a file that `save` wrote."""
+    return _KEY in header
+
+
+def load_own(path: Path, *, process: Process | None = None) -> Denoiser | Preconditioned:
+    """Read what `save` wrote.
+
+    Args:
+        path: the file.
+        process: the diffusion that you expect it to be of; compared, not substituted.
+
+    Raises:
+        ValueError: the file is damaged, its parts do not belong together, or `process` is another one.
+    """
+    tensors, header = read_safetensors(path)
+    where = str(path)
+    if not is_own(header):
+        raise ValueError(f"{where} has no description of a denoiser in its header; write it by dxdt.interop.save.")
+    try:
+        said = json.loads(header[_KEY])
+        if said["format"] != _FORMAT:
+            raise ValueError(f"{where} has format {said['format']}; this version reads format {_FORMAT}.")
+        net = _restore_net(said["net"], where)
+        stored: Any = restore(said["process"], where)
+        moments, mean_only = said["moments"], bool(said["mean_only"])
+        preconditioned = "preconditioning" in said
+        names = ("preconditioning",) if preconditioned else ("parameterisation", "clock")
+        rest = [restore(said[name], where) for name in names]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: its description is damaged ({type(error).__name__}: {error}).") from error
+    if not isinstance(stored, Process):
+        raise ValueError(f"{where}: {stored!r} is stored as its process, and is none.")
+    for each in (stored, *([process] if process is not None else [])):
+        agree(each, moments, where)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{where}: its tensors do not fit the network it describes ({' '.join(str(error).split())[:300]})."
+        ) from error
+    whole: nn.Module = MeanPart(net) if mean_only else net
+    made = Preconditioned(whole, stored, rest[0]) if preconditioned else Denoiser(whole, stored, *rest)
+    return made.eval()
+
+
+def _restore_net(said: Mapping[str, Any], where: str) -> nn.Module:
+    if said["kind"] == "ScoreUNet":
+        architecture = restore(said["architecture"], where)
+        if not isinstance(architecture, Architecture):
+            raise ValueError(f"{where}: {architecture!r} is stored as its architecture, and is none.")
+        return build(architecture)
+    if said["kind"] == "UNet":
+        return UNet(**said["options"])
+    raise ValueError(f"{where}: networks of kind {said['kind']!r} are not known here.")

@@ -1,0 +1,103 @@
+"""Names of tensors: from another library's to ours, with nothing left over on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KeyMap", "Source", "affine", "load_weights", "renamed", "stacked", "transposed", "unused"]
+
+
+@final
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from.
+
+    Attributes:
+        names: tensors of the file.
+        form: makes ours of them.
+    """
+
+    names: tuple[str, ...]
+    form: Callable[[list[Tensor]], Tensor]
+
+
+KeyMap: TypeAlias = dict[str, Source]
+"""Our names, each with its source."""
+
+
+def renamed(name: str) -> Source:
+    """The tensor called `name`, as it is."""
+    return Source((name,), lambda found: found[0])
+
+
+def transposed(name: str) -> Source:
+    """A matrix (in, out) as the weight (out, in, 1, 1) of a 1 x 1 convolution."""
+    return Source((name,), lambda found: found[0].t()[:, :, None, None])
+
+
+def stacked(names: tuple[str, ...], part: Callable[[Tensor], Tensor] = lambda x: x) -> Source:
+    """Several tensors below each other, each after `part`."""
+    return Source(names, lambda found: torch.cat([part(x) for x in found]))
+
+
+def affine(ours: str, theirs: str) -> KeyMap:
+    """Weight and bias under another prefix."""
+    return {f"{ours}.{kind}": renamed(f"{theirs}.{kind}") for kind in ("weight", "bias")}
+
+
+def unused(keys: KeyMap, found: Mapping[str, Tensor]) -> list[str]:
+    """Return the names in `found` that no entry of `keys` reads."""
+    read = {name for source in keys.values() for name in source.names}
+    return [name for name in found if name not in read]
+
+
+def load_weights(net: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], *, where: str) -> None:
+    """Fill `net` with the tensors of a file, in float32 at least.
+
+    Args:
+        net: holds a tensor for every entry of `keys`, and no others.
+        keys: our names and their sources.
+        found: the tensors of the file.
+        where: what to call the file in errors.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or has another shape than the network's.
+    """
+    lacking = [name for source in keys.values() for name in source.names if name not in found]
+    if lacking:
+        raise ValueError(
+            f"{where}: tensor {lacking[0]} is missing ({len(lacking)} in all); the file is not of the kind of "
+            "network that its other tensors describe; load it with the architecture that it was trained with."
+        )
+    extra = unused(keys, found)
+    if extra:
+        raise ValueError(
+            f"{where}: tensor {extra[0]} belongs to no part of the network ({len(extra)} in all); "
+            "load the file with the architecture that it was trained with."
+        )
+    wanted = net.state_dict()
+    ready: dict[str, Tensor] = {}
+    for name, source in keys.items():
+        if name not in wanted:
+            raise ValueError(f"{where}: the network has no tensor {name}; give it the architecture of the file.")
+        value = _formed(source, found, where)
+        if value.shape != wanted[name].shape:
+            raise ValueError(
+                f"{where}: tensor {source.names[0]} becomes {tuple(value.shape)} where the network has "
+                f"{tuple(wanted[name].shape)} ({name}); channels, widths or classes differ from the file's."
+            )
+        ready[name] = value.to(wanted[name].dtype)
+    net.load_state_dict(ready)
+
+
+def _formed(source: Source, found: Mapping[str, Tensor], where: str) -> Tensor:
+    try:
+        return source.form([found[name] for name in source.names])
+    except (RuntimeError, IndexError) as error:
+        shapes = ", ".join(f"{name} {tuple(found[name].shape)}" for name in source.names)
+        raise ValueError(f"{where}: tensors have shapes that do not belong together ({shapes}): {error}.") from error

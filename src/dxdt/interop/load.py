@@ -1,0 +1,69 @@
+"""One door for checkpoints of every kind; what is inside decides, and nothing inside is run."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from dxdt.diffusion import Denoiser, Preconditioned, Process
+from dxdt.interop import edm, score_sde
+from dxdt.interop.checkpoint import load_own
+from dxdt.interop.diffusers_folder import is_diffusers, load_diffusers
+from dxdt.interop.unpickle import read_objects, read_tensors
+
+__all__ = ["load"]
+
+_LEGACY = 0x1950A86A20F9469CFC6C  # torch's number at the start of files before the zip format
+
+
+def load(path: str | Path, *, process: Process | None = None, **options: Any) -> Denoiser | Preconditioned:
+    """Read a denoiser from a file or folder of any known kind.
+
+    | kind | what it is |
+    |---|---|
+    | our own | a safetensors file of `save` |
+    | score SDE | a `.pth` with model and averaged weights |
+    | EDM | a pickle with a network under `ema` |
+    | diffusers | a folder with model_index.json, or a network's folder |
+
+    Args:
+        path: the file or folder.
+        process: the diffusion of the training, where the file does not say; compared with what it says.
+        options: of the kind's own reader: `architecture`, `averaged` (score SDE); `parameterisation`, `clock`,
+            `own` (diffusers).
+
+    Raises:
+        ValueError: the file is hostile, truncated, of no known kind, or contradicts `process`.
+        FileNotFoundError: there is no such file.
+        ImportError: a package is needed that is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the name.")
+    if path.is_dir():
+        if not is_diffusers(path):
+            raise ValueError(f"{path} holds no model_index.json and no config.json; it is no folder of diffusers.")
+        return load_diffusers(path, process=process, **options)
+    if path.suffix == ".safetensors":
+        return load_own(path, process=process, **options)
+    where = str(path)
+    if zipfile.is_zipfile(path) or _is_legacy(path):
+        return score_sde.denoiser_of(
+            read_tensors(path),
+            where,
+            process,
+            options.pop("architecture", None),
+            options.pop("averaged", True),
+            **options,
+        )
+    content = read_objects(path)
+    if edm.is_edm(content):
+        return edm.denoiser_of(content, where, process, **options)
+    raise ValueError(f"{where} is of no known kind; checkpoints of score SDE, EDM, diffusers and dxdt are read.")
+
+
+def _is_legacy(path: Path) -> bool:
+    """Whether a file begins as torch.save wrote before zip files: with a pickled magic number."""
+    with path.open("rb") as file:
+        return _LEGACY.to_bytes(10, "little") in file.read(32)

@@ -1,0 +1,232 @@
+"""Read pickles without running what they ask for.
+
+A pickle is a program. Here it may name tensors, plain containers and numbers; every class of a network becomes a
+`Record` of its attributes, and anything else is refused before it is called.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
+
+__all__ = ["Record", "read_objects", "read_tensors"]
+
+_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+
+@final
+@dataclass(frozen=True)
+class Record:
+    """The attributes of an object whose class was not looked up.
+
+    Attributes:
+        kind: name of the class in the file.
+        state: its attributes.
+    """
+
+    kind: str
+    state: dict[str, Any]
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return parameters and buffers of a stored module by their dotted names."""
+        found: dict[str, Tensor] = {}
+        for group in ("_parameters", "_buffers"):
+            for name, value in (self.state.get(group) or {}).items():
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value.detach()
+        for name, child in (self.state.get("_modules") or {}).items():
+            if isinstance(child, Record):
+                found |= child.tensors(f"{prefix}{name}.")
+        return found
+
+
+class _Shell:
+    """A module of torch.nn under construction: the pickle's BUILD fills it."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = dict(state) if isinstance(state, dict) else {}
+
+
+class _Module:
+    """Stands for a class of torch.nn."""
+
+    kind = "Module"
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Return an empty shell, whatever the arguments."""
+        del args, options
+        return _Shell(cls.kind)
+
+
+def _sealed(value: Any) -> Any:
+    """Turn shells into records, all the way down."""
+    if isinstance(value, _Shell | Record):
+        return Record(value.kind, {k: _sealed(v) for k, v in value.state.items()})
+    if isinstance(value, dict):
+        return {k: _sealed(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_sealed(v) for v in value) if type(value) in (list, tuple) else value
+    return value
+
+
+def _persistent(meta: Any) -> Record:
+    """What NVIDIA's persistence writes, without its source text."""
+    state = meta.get("state") if isinstance(meta, dict) else None
+    if not isinstance(state, dict):
+        raise pickle.UnpicklingError("a persistent object without attributes")
+    return Record(str(meta.get("class_name", "")), dict(state))
+
+
+def _storage(content: bytes) -> Any:
+    """A storage written inside a pickle, itself read by torch's restricted reader."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
+    del requires_grad, hooks
+    return data
+
+
+def _parameter_with_state(data: Tensor, requires_grad: bool, hooks: Any, state: Any) -> Tensor:
+    del requires_grad, hooks, state
+    return data
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"text in {encoding}")
+    return text.encode("latin1")
+
+
+def _scalar(dtype: Any, content: bytes) -> Any:
+    """A numpy number: a plain one, since dtypes with objects hold pointers."""
+    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+        raise pickle.UnpicklingError("a numpy scalar of objects")
+    return np.frombuffer(content, dtype=dtype)[0]
+
+
+def _dtype(*args: Any) -> np.dtype[Any]:
+    code = str(args[0])
+    if code.lstrip("<>=|") not in {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}:
+        raise pickle.UnpicklingError(f"a numpy dtype {code}")
+    return np.dtype(code)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("__builtin__", "set"): set,
+    ("builtins", "slice"): slice,
+    ("builtins", "bool"): bool,
+    ("builtins", "int"): int,
+    ("builtins", "float"): float,
+    ("builtins", "dict"): dict,
+    ("builtins", "list"): list,
+    ("builtins", "tuple"): tuple,
+    ("torch", "Size"): torch.Size,
+    ("torch", "device"): torch.device,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter_with_state,
+    ("torch.nn.parameter", "Parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("dnnlib.util", "EasyDict"): dict,
+    ("dnnlib", "EasyDict"): dict,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+    **{(module, "scalar"): _scalar for module in _NUMPY},
+}
+_TORCH_DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
+
+
+@final
+class _Restricted(pickle.Unpickler):
+    """An unpickler that knows a list of harmless globals and no others."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return the stand-in of a global.
+
+        Raises:
+            pickle.UnpicklingError: the global is not on the list.
+        """
+        if (allowed := _ALLOWED.get((module_name, global_name))) is not None:
+            return allowed
+        if module_name == "torch" and global_name in _TORCH_DTYPES:
+            return getattr(torch, global_name)
+        if module_name.startswith("torch.nn.modules."):
+            return type(global_name, (_Module,), {"kind": global_name})
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        """Refuse references to other files."""
+        raise pickle.UnpicklingError("it refers to objects outside itself")
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    """Run a reader and turn its failures into sentences."""
+    try:
+        return read()
+    except (pickle.UnpicklingError, AttributeError, ImportError) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "truncated" in message or "Ran out" in message:
+            raise ValueError(f"{path} is truncated ({message}); fetch it again.") from error
+        raise ValueError(
+            f"{path} was refused, and nothing in it was run: {message}; "
+            "only tensors, numbers and networks of known kinds are read."
+        ) from error
+    except (EOFError, RuntimeError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint ({message}); fetch it again, or restore a copy.") from error
+
+
+def read_objects(path: Path) -> Any:
+    """Read a plain pickle: tensors, numbers, containers, and networks as `Record`.
+
+    Raises:
+        ValueError: the file is truncated, or asks for anything else; nothing in it was run.
+        FileNotFoundError: there is no such file.
+    """
+
+    def read() -> Any:
+        with path.open("rb") as file:
+            return _sealed(_Restricted(file).load())
+
+    return _guarded(path, read)
+
+
+def read_tensors(path: Path) -> Any:
+    """Read a file of `torch.save`, zipped or of the older kind, with numpy's numbers allowed.
+
+    Raises:
+        ValueError: the file is truncated, or asks for more than tensors and numbers; nothing in it was run.
+        FileNotFoundError: there is no such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; check the name.")
+    numbers = [np.dtype(code).type for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
+    dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
+    scalars: list[Any] = [(_scalar, f"{module}.scalar") for module in _NUMPY]
+    scalars += [(_dtype, "numpy.dtype"), (_encode, "_codecs.encode")]
+
+    def read() -> Any:
+        with torch.serialization.safe_globals([*numbers, *dtypes, *scalars]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+    return _guarded(path, read)
