@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.ops.clock import DEVICE
-from dxdt.ops.small_products import backend
+from dxdt.ops.native import backend
 from dxdt.ops.tree import Layout
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import ODE, Rows, _filled

@@ -1,0 +1,110 @@
+"""Native code built once, kept on disk by its content, and called on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxdt.ops.native.program import Source
+from dxdt.ops.native.values import Unsupported
+
+__all__ = ["Native", "load"]
+
+_FLAGS = (
+    *("-std=c++17", "-shared", "-fPIC", "-w", "-O3", "-march=native", "-fopenmp-simd"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+)
+_SECONDS = 120
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    """What code for this processor may use: part of the name of what is kept on disk."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        told = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    except OSError:
+        told = ""
+    return told + torch.backends.cpu.get_cpu_capability()
+
+
+@lru_cache(maxsize=4)
+def _compiler(named: str | None) -> tuple[str, tuple[str, ...]]:
+    compiler = import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+    wide = ("-mprefer-vector-width=512",) if "AVX512" in torch.backends.cpu.get_cpu_capability() else ()
+    return compiler, wide
+
+
+def _folder() -> Path:
+    cache = import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
+    return Path(cache) / "dxdt"
+
+
+def load(source: Source) -> Native:
+    """The program of a source, from disk where it was built before.
+
+    Raises:
+        Unsupported: there is no compiler that builds it.
+    """
+    try:
+        compiler, wide = _compiler(os.environ.get("CXX"))
+    except Exception as error:
+        raise Unsupported(f"no C++ compiler ({type(error).__name__})") from error
+    flags = [*_FLAGS, *wide]
+    key = sha256(repr((source.key, compiler, flags, _machine())).encode()).hexdigest()[:40]
+    path = _folder() / f"{key}.so"
+    if not path.exists():
+        _build(compiler, flags, source.text, path)
+    return Native(source, ctypes.CDLL(str(path)).run)
+
+
+def _build(compiler: str, flags: list[str], text: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        code, out = Path(folder) / "program.cpp", Path(folder) / "program.so"
+        code.write_text(text)
+        command = [compiler, *flags, str(code), "-o", str(out), "-lmvec", "-lm"]
+        for attempt in (command, [x for x in command if x != "-lmvec"]):
+            try:
+                done = subprocess.run(attempt, capture_output=True, text=True, timeout=_SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise Unsupported(f"the C++ compiler did not finish ({type(error).__name__})") from error
+            if done.returncode == 0:
+                os.replace(out, path)
+                return
+        raise Unsupported(f"the C++ compiler refused a program: {done.stderr[:300]}")
+
+
+class Native:
+    """A program that can be called."""
+
+    def __init__(self, source: Source, run: Callable[..., int]) -> None:
+        self._run, self._given, self._made = run, source.given, source.made
+        run.restype = ctypes.c_int  # pyright: ignore[reportFunctionMemberAccess]
+        self._pointers = ctypes.c_void_p * len(source.given)
+        self._places = ctypes.c_void_p * max(1, len(source.made))
+
+    def __call__(self, *given: Any) -> tuple[Tensor | None, ...]:
+        """The new tensors.
+
+        Raises:
+            IndexError: an index lies outside its table.
+        """
+        held = [x if tensor else ctypes.c_int64(x) for x, tensor in zip(given, self._given, strict=True)]
+        pointers = [x.data_ptr() if isinstance(x, Tensor) else ctypes.addressof(x) for x in held]
+        made = [None if m is None else torch.empty(m[0], dtype=m[1]) for m in self._made]
+        places = [0 if m is None else m.data_ptr() for m in made]
+        if self._run(self._pointers(*pointers), self._places(*places)):
+            raise IndexError("an index that the field computes lies outside its table")
+        return tuple(made)

@@ -1,0 +1,307 @@
+"""A traced graph with one loop in it as one function of C++.
+
+    given tensors -> what precedes the loop -> while (condition) { body } -> what follows -> new tensors
+
+Carried values are variables and arrays of the function; tensors that the body writes into are the
+caller's. Nothing is allocated inside the loop, and no operation is dispatched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from dxdt.ops.native.emit import Writer
+from dxdt.ops.native.lower import Lowered, Put, sizes_of
+from dxdt.ops.native.prelude import PRELUDE
+from dxdt.ops.native.schedule import Section
+from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work
+
+__all__ = ["Source", "translate"]
+
+aten = torch.ops.aten
+_FUNCTIONALISED = getattr(torch.ops.higher_order, "auto_functionalized_v2", None)
+_LOOP = torch.ops.higher_order.while_loop
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text of a program, and how it is called.
+
+    Attributes:
+        text: C++ with ``extern "C" int run(void** given, void** made)``.
+        given: for each input whether it is a tensor (else an integer).
+        made: shape and dtype of each tensor that it returns, None for what is None.
+        arithmetic: multiplications of the products in one turn of the loop, for the choice of who runs it.
+    """
+
+    text: str
+    given: tuple[bool, ...]
+    made: tuple[tuple[tuple[int, ...], torch.dtype] | None, ...]
+    arithmetic: int
+
+    @property
+    def key(self) -> str:
+        """A name by content."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What is known of a loop: its two graphs, what is carried and what else it reads."""
+
+    condition: fx.GraphModule
+    body: fx.GraphModule
+    carried: list[View]
+    others: list[View]
+    bases: list[View]
+
+
+class _Translator:
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.count = count()
+        self.sizes: dict[str, View] = {}
+        self.outer = Lowered(self._name, self.sizes)
+        self.before, self.after = Section("before"), Section("after")
+        self.writer = Writer()
+        self.given: list[bool] = []
+        self.arithmetic = 0
+
+    def _name(self, prefix: str) -> str:
+        return f"{prefix}{next(self.count)}"
+
+    def run(self) -> Source:
+        made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
+        found = False
+        for node in self.graph.graph.nodes:
+            if node.op == "placeholder":
+                self.outer.values[node] = self._input(node)
+            elif node.op == "get_attr":
+                self.outer.values[node] = getattr(self.graph, node.target)
+            elif node.op == "output":
+                made = self._outputs(node.args[0])
+            elif node.target in (_FUNCTIONALISED, _LOOP):
+                if found:
+                    raise Unsupported("more than one loop")
+                found = True
+                self.outer.values[node] = self._loop(self._parts(node))
+            elif node.target is aten.copy_.default:
+                target, source = (self.outer.values[n] for n in node.args[:2])
+                if target.buffer is not source.buffer:
+                    raise Unsupported("a write outside the loop")
+            elif node.op == "call_function":
+                self.outer.values[node] = self.outer.run(node)
+            else:
+                raise Unsupported(f"a node of kind {node.op}")
+        if not found:
+            raise Unsupported("no loop")
+        return Source(self._text(), tuple(self.given), tuple(made), self.arithmetic)
+
+    def _input(self, node: fx.Node) -> View:
+        value = node.meta["val"]
+        i = len(self.given)
+        self.given.append(isinstance(value, Tensor))
+        if not isinstance(value, Tensor):
+            buffer = Buffer(f"n{i}", torch.int64, 1)
+            self.writer.line(f"const int64_t n{i} = *(const int64_t*)given[{i}];")
+            self.sizes[str(value)] = view = View.of(buffer, ())
+            return view
+        if value.device.type != "cpu" or value.dtype not in TYPES:
+            raise Unsupported(f"a tensor of {value.dtype} on {value.device}")
+        shape, strides = sizes_of(value), value.stride()
+        if not all(isinstance(s, int) for s in strides) or None in shape[1:]:
+            raise Unsupported("an inner axis whose length is not known")
+        numel = None if None in shape else value.numel()
+        if numel == 0:
+            raise Unsupported("a tensor without elements")
+        buffer = Buffer(f"a{i}", value.dtype, numel)
+        t = buffer.type
+        if numel == 1:
+            self.writer.line(f"const {t} a{i} = *(const {t}*)given[{i}];")
+            return View.of(buffer, shape)
+        self.writer.line(f"{t}* const __restrict a{i} = ({t}*)given[{i}];")
+        if numel is None:
+            known = self.sizes.get(str(value.shape[0]))
+            if known is not None:
+                self.sizes[f"rows of a{i}"] = known
+        return View(buffer, shape, tuple(strides), 0)
+
+    def _parts(self, node: fx.Node) -> _Loop:
+        """A loop's operands, however it is written."""
+        values = self.outer.values
+        if node.target is _LOOP:
+            operands: Any = fx.map_arg(node.args, lambda n: values[n])
+            condition, body, carried, others = operands
+            return _Loop(condition, body, list(carried), list(others), [])
+        kw: Any = fx.map_arg(node.kwargs, lambda n: values[n])
+        bases = list(kw["_all_bases"])
+        known = {"cond_fn", "body_fn", "_all_bases", "_op_schema"}
+        carried = [kw[f"carried_input{i}"] for i in _while(lambda i: f"carried_input{i}" in kw)]
+        others = []
+        place = "_additional_input{}_base_index"
+        for i in _while(lambda i: f"additional_input{i}" in kw or place.format(i) in kw):
+            plain = f"additional_input{i}" in kw
+            others.append(kw[f"additional_input{i}"] if plain else bases[kw[place.format(i)]])
+            known.add(f"additional_input{i}" if plain else place.format(i))
+        known |= {f"carried_input{i}" for i in range(len(carried))}
+        if node.args[0] is not _LOOP or set(kw) - known:
+            raise Unsupported("a loop that writes into views")
+        return _Loop(kw["cond_fn"], kw["body_fn"], carried, others, bases)
+
+    def _loop(self, loop: _Loop) -> list[View]:
+        carried = [self._carry(view) for view in loop.carried]
+        written = {view.buffer for view in loop.bases}
+        condition, body = Section("condition", self.before), Section("body", self.before)
+        (going,) = self._graph(loop.condition, [*carried, *loop.others], written, condition)[0]
+        outs, puts = self._graph(loop.body, [*carried, *loop.others], written, body)
+        if not going.buffer.scalar or len(outs) != len(carried):
+            raise Unsupported("a condition that is not one truth")
+        condition.need(going)
+        news = [self._news(old, new, body) for old, new in zip(carried, outs, strict=True)]
+        last = len(body.blocks) - 1
+        for put in puts:
+            body.store(put.target, put.value, last)
+        self._write(loop, carried, condition, going, body, news)
+        return [*carried, *loop.bases]
+
+    def _carry(self, view: View) -> View:
+        prefix = "c"
+        buffer = Buffer(self._name(prefix), view.buffer.dtype, view.numel, fixed=False)
+        return View.of(buffer, view.shape)
+
+    def _graph(
+        self, graph: fx.GraphModule, given: Sequence[View], written: set[Buffer], section: Section
+    ) -> tuple[list[View], list[Put]]:
+        """The outputs of a graph of the loop, and what it writes."""
+        lowered = Lowered(self._name, self.sizes)
+        rest, puts = iter(given), list[Put]()
+        for node in graph.graph.nodes:
+            if node.op == "placeholder":
+                lowered.values[node] = view = next(rest)
+                if isinstance(view, View) and view.buffer in written and not all(map(_writes, node.users)):
+                    raise Unsupported("a tensor that the loop both reads and writes")
+            elif node.op == "output":
+                outs = node.args[0]
+                outs = [outs] if isinstance(outs, fx.Node) else outs
+                return [lowered.values[n] for n in outs], puts
+            elif node.op == "get_attr":
+                raise Unsupported("a graph inside the loop")
+            elif node.target is aten.copy_.default:
+                target, source = (lowered.values[n] for n in node.args[:2])
+                puts.append(source if isinstance(source, Put) else Put(target, source.spread(target.shape)))
+                lowered.values[node] = None
+            else:
+                lowered.values[node] = out = lowered.run(node)
+                if isinstance(out, View) and out.buffer.work is not None and out.buffer.work.kind == "product":
+                    m, k = out.buffer.work.operands[0].shape
+                    self.arithmetic += m * k * out.buffer.work.shape[1]
+        raise Unsupported("a graph without an output")
+
+    def _news(self, old: View, new: View, body: Section) -> View | None:
+        """The place of a carried value's next one; None where it stays."""
+        if new.buffer is old.buffer and new.whole:
+            return None
+        scalar = old.buffer.scalar
+        mine = new.buffer.work is not None and new.whole and (scalar or new.buffer.work.kind != "store")
+        if not mine or new.buffer.fixed:
+            like = torch.empty(old.shape, dtype=old.buffer.dtype, device="meta")
+            work = Work("point", tuple(old.shape), (new.spread(old.shape),), lambda x: x)
+            buffer = Buffer(self._name("b"), like.dtype, like.numel(), work, fixed=False)
+            new = View.of(buffer, old.shape)
+        return body.need(new)
+
+    def _write(
+        self, loop: _Loop, carried: list[View], condition: Section, going: View, body: Section, news: list[View | None]
+    ) -> None:
+        """The text of what precedes the loop and of the loop."""
+        w = self.writer
+        for view in loop.carried:
+            self.before.need(view)
+        w.section(self.before)
+        for view, start in zip(carried, loop.carried, strict=True):
+            buffer = view.buffer
+            if buffer.scalar:
+                w.line(f"{buffer.type} {buffer.name} = {w.read(start)};")
+                continue
+            w.array(buffer, held=True)
+            w.copy(view, start)
+        w.line("for (;;) {")
+        w.depth += 1
+        w.section(condition)
+        w.line(f"if (!{w.read(going)}) break;")
+        w.section(body)
+        for view, new in zip(carried, news, strict=True):
+            if new is not None and view.buffer.scalar:
+                w.line(f"{view.buffer.name} = {w.read(new)};")
+            elif new is not None:
+                w.copy(view, new)
+        w.depth -= 1
+        w.line("}")
+
+    def _outputs(self, outs: Any) -> list[tuple[tuple[int, ...], torch.dtype] | None]:
+        made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
+        stores = []
+        for node in outs:
+            if node is None:
+                made.append(None)
+                continue
+            view = self.outer.values[node]
+            if not isinstance(view, View) or None in view.shape:
+                raise Unsupported("an output that is not a tensor of known size")
+            buffer = Buffer(f"o{len(made)}", view.buffer.dtype, view.numel)
+            t = buffer.type
+            self.writer.line(f"{t}* const __restrict o{len(made)} = ({t}*)made[{len(made)}];")
+            stores.append((buffer, view))
+            made.append((tuple(view.shape), view.buffer.dtype))
+        for _, view in stores:
+            self.after.need(view)
+        self.writer.section(self.after)
+        for buffer, view in stores:
+            if view.numel == 1:
+                self.writer.line(f"*{buffer.name} = {self.writer.read(view)};")
+            else:
+                self.writer.copy(View.of(buffer, view.shape), view)
+        return made
+
+    def _text(self) -> str:
+        size, where = self.writer.room()
+        places = [f"static constexpr long AT_{name} = {at};" for name, at in where.items()]
+        lines = [
+            PRELUDE,
+            *places,
+            'extern "C" int run(void** given, void** made) {',
+            "  int bad = 0;",
+            f"  char* const room = (char*)aligned_alloc(64, {max(64, size)});" if size else "",
+            *self.writer.lines,
+            "  free(room);" if size else "",
+            "  return bad;",
+            "}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _while(holds: Any) -> Iterator[int]:
+    for i in count():
+        if not holds(i):
+            return
+        yield i
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target in (aten.index_put.default, aten.copy_.default)
+
+
+def translate(graph: fx.GraphModule) -> Source:
+    """The program of a functional graph with one loop.
+
+    Raises:
+        Unsupported: it has something that native code is not written for.
+    """
+    return _Translator(graph).run()

@@ -1,0 +1,149 @@
+"""Native code computes what torch computes: elements, reductions, products, views, writes and indices."""
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._higher_order_ops.while_loop import while_loop
+from torch._inductor.decomposition import select_decomp_table
+
+from dxdt.ops.native import load, translate
+
+F32, F64 = torch.float32, torch.float64
+
+
+def native(graph, inputs):
+    """The backend without torch's compiler behind it."""
+    build = lambda graph, inputs: load(translate(graph))  # noqa: E731
+    options = {"keep_inference_input_mutations": True, "decompositions": select_decomp_table()}
+    return aot_autograd(fw_compiler=build, inference_compiler=build, **options)(graph, inputs)
+
+
+def looped(f, *inputs, turns=2):
+    """``turns`` times f of a running value and the inputs, in a loop."""
+
+    def run(start, *inputs):
+        def body(i, value):
+            return i + 1, f(value, *inputs)
+
+        i = torch.zeros((), dtype=torch.int64)
+        return while_loop(lambda i, value: i < turns, body, (i, start.clone()))[1]
+
+    with torch.no_grad():
+        start = torch.zeros_like(f(f_start(f, inputs), *inputs))
+        wanted = start
+        for _ in range(turns):
+            wanted = f(wanted, *inputs)
+        torch._dynamo.reset()
+        given = torch.compile(run, backend=native, fullgraph=True, dynamic=False)(start, *inputs)
+    return given, wanted
+
+
+def f_start(f, inputs):
+    return torch.zeros((), dtype=inputs[0].dtype)
+
+
+def close(given, wanted, ulps=64):
+    assert given.shape == wanted.shape and given.dtype == wanted.dtype
+    tolerance = ulps * torch.finfo(wanted.dtype).eps
+    assert torch.allclose(given, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def elements(value, x, y):
+    p, q = x.abs() + 0.1, torch.tanh(x) * 0.9
+    nan = torch.where(x > 0.5, torch.full_like(x, float("nan")), x)
+    odd = torch.where(y < -1, float("inf"), y)
+    flags = (x > 0) & ~(y < 0.2) | torch.isnan(nan) ^ torch.isinf(odd)
+    parts = [
+        *(p.sqrt(), x.exp(), x.exp2(), x.expm1(), p.log(), p.log1p(), p.log2(), p.log10(), x.sin(), x.cos(), q.tan()),
+        *(q.asin(), q.acos(), x.atan(), x.sinh(), x.cosh(), x.tanh(), x.asinh(), (1 + p).acosh(), q.atanh(), x.erf()),
+        *(x.floor(), x.ceil(), x.trunc(), x.round(), torch.atan2(x, y), torch.hypot(x, y), x.neg(), x.abs(), p.rsqrt()),
+        *(p.reciprocal(), x.square(), x**3, p**0.5, p**-1.7, p**y, 2.0**x, x.sigmoid(), x.relu(), x.clamp(-0.3, 0.7)),
+        *(torch.maximum(nan, y), torch.minimum(x, nan), nan.clamp(max=0.1), nan.clamp(min=0.1), nan.relu(), odd),
+        *(x - 2 * y, torch.rsub(x, y, alpha=3), x / y, 1.5 / p, torch.addcmul(x, y, p, value=0.5)),
+        *(torch.addcdiv(x, y, p), torch.where(flags, x, y), flags.to(x.dtype), (x == y).to(x.dtype), x.long().to(x)),
+        *(
+            torch.nn.functional.softplus(x),
+            torch.nn.functional.silu(x),
+            torch.nn.functional.gelu(x),
+            torch.lerp(x, y, p),
+        ),
+        *(torch.logical_or(x > 0, y > 0).to(x), torch.logical_not(x > 0).to(x), torch.nn.functional.elu(x)),
+    ]
+    return torch.stack(parts) + 0.5 * value
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1, F64), (37, F32)])
+def test_elements(size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(size, generator=generator, dtype=F64).to(dtype) for _ in range(2))
+    close(*looped(elements, x, y))
+
+
+def tables(value, x, w, b):
+    """Products of many sizes, sums over every axis, views, pieces and paddings."""
+    a = torch.tanh(x @ w.t() + b)
+    parts = [a @ w, a.t() @ x, (x @ w.t())[:1] @ w, a[:, :1].t() @ a[:, 1:2], x[:3] @ w[:5].t(), a.contiguous() @ w]
+    parts += [a.sum(0), a.sum(1), a.sum(), a.mean(-1, keepdim=True), a.amax(0), a.amin(-1), a.softmax(-1)]
+    parts += [a.reshape(-1, 2, a.shape[-1] // 2).transpose(1, 2).sum(-1), a.unbind(1)[3], a[:, 2:7:2], x.diagonal()]
+    parts += [torch.cat([x[:, :2], a, x[:, 1:]], -1), torch.stack([a, a * b], 1), a.t()]
+    parts += [torch.nn.functional.pad(x, (1, 2, 0, 1)), a.slice_scatter(a[:2] * 2, 0, 1, 3)]
+    parts += [
+        a.select_scatter(b, 0, 2),
+        (a > 0).any(-1).to(a),
+        (a > -2).all().to(a),
+        torch.linalg.vector_norm(a, dim=-1),
+    ]
+    parts += [torch.linalg.vector_norm(a, float("inf"), dim=0), b.expand(3, -1), w.t().reshape(-1), b @ w]
+    return torch.cat([p.reshape(-1) for p in parts]) + 0.5 * value
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer", "dtype"), [(4, 5, 8, F64), (21, 33, 70, F32)])
+def test_tables(rows, inner, outer, dtype):
+    generator = torch.Generator().manual_seed(1)
+    x, w, b = (
+        torch.randn(*s, generator=generator, dtype=F64).to(dtype) for s in ((rows, inner), (outer, inner), (outer,))
+    )
+    close(*looped(tables, x, w, b), ulps=2000)
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 300, 129), (2, 257, 130), (9, 300, 40), (64, 17, 1)])
+def test_products_of_other_sizes(rows, inner, outer):
+    generator = torch.Generator().manual_seed(2)
+    x, w = torch.randn(rows, inner, generator=generator), torch.randn(outer, inner, generator=generator)
+    close(*looped(lambda value, x, w: x @ w.t() + 0.5 * value, x, w), ulps=2000)
+
+
+def test_writes_and_indices():
+    """A table that the loop reads at a computed place, and a buffer that it writes into."""
+
+    def run(table, buffer, start):
+        def body(i, y):
+            buffer.index_put_((i,), y)
+            return i + 1, torch.sin(y) + table.index_select(0, i.reshape(1))[0]
+
+        return while_loop(lambda i, y: i < 5, body, (start.clone(), torch.ones(3)))
+
+    table, buffer = torch.randn(6, 3, generator=torch.Generator().manual_seed(3)), torch.zeros(8, 3)
+    y, written = torch.ones(3), torch.zeros(8, 3)
+    for i in range(1, 5):
+        written[i] = y
+        y = torch.sin(y) + table[i]
+    with torch.no_grad():
+        compiled = torch.compile(run, backend=native, fullgraph=True, dynamic=False)
+        i, given = compiled(table, buffer, torch.ones((), dtype=torch.int64))
+        assert int(i) == 5
+        close(given, y)
+        close(buffer, written)
+        with pytest.raises(IndexError, match="outside its table"):
+            compiled(table, buffer, torch.tensor(-20))
+
+
+def test_what_has_no_native_code_is_told():
+    for x, f, told in (
+        (torch.ones(4, dtype=torch.complex64), lambda value, x: x * 2 + value, "complex64"),
+        (torch.ones(3), lambda value, x: x.cumsum(0) + value, "cumsum"),
+        (torch.ones(0, 3), lambda value, x: x * 2 + value, "without elements"),
+    ):
+        with pytest.raises(BackendCompilerFailed, match=f"Unsupported: .*{told}"):
+            looped(f, x)
