@@ -66,13 +66,31 @@ class Cumulated:
         cells: Tensor = self._cells  # pyright: ignore[reportAttributeAccessIssue]
         return cells.to(index.device)[:, index]
 
-    def integral(self, t: Tensor) -> Tensor:
-        """Return B(t)."""
+    @property
+    def t0(self) -> float:
+        """1 / N."""
+        return 1 / (len(self.values) - 1)
+
+    @property
+    def t1(self) -> float:
+        """One."""
+        return 1.0
+
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coefficients of the cell of a time, and how far it lies in it."""
         n = len(self.values) - 1
         index = (t.detach() * n).floor().long().clamp(0, n - 1)
-        c0, c1, c2, c3 = self._cell(index).to(t.dtype)
-        s = t - (index / n).to(t.dtype)
+        return self._cell(index).to(t.dtype), t - (index / n).to(t.dtype)
+
+    def integral(self, t: Tensor) -> Tensor:
+        """Return B(t)."""
+        (c0, c1, c2, c3), s = self._place(t)
         return c0 + s * (c1 + s * (c2 + s * c3))
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Return B'(t)."""
+        (_, c1, c2, c3), s = self._place(t)
+        return c1 + s * (2 * c2 + 3 * s * c3)
 
     def inverse(self, total: Tensor) -> Tensor:
         """Return the t at which B(t) equals `total`, by Newton's method within a cell."""
@@ -167,5 +185,5 @@ def mnist_ddpm(folder: Path) -> Denoiser:
     named = {name.removeprefix("gt."): value for name, value in tensors.items()}
     net = load_into(PlainConvNet(), named, path)
     total = -torch.log1p(-beta.double()).cumsum(0)
-    process = VP(Cumulated(total))  # pyright: ignore[reportArgumentType]
+    process = VP(Cumulated(total))
     return Denoiser(net, process, clock=Index(1.0))
