@@ -67,7 +67,8 @@ def law(solver: Any, process: Process, grid: Tensor, tau: float, streams: int = 
     x[1] = 1.0
     mu = MU.expand(rows, 3) if mean else None
     equation = ReverseSDE(gaussian_oracle(process, M, S), tau, mu)
-    end = dxdt.solve(equation, x, grid, solver=solver, driver=Impulses(rows, streams)).y1
+    options = {"solver": solver, "controller": dxdt.Grid(grid.numpy()), "driver": Impulses(rows, streams)}
+    end = dxdt.solve(equation, x, (grid[0].item(), grid[-1].item()), **options).y1
     base, gain, weights = end[0], end[1] - end[0], end[2:] - end[0]
     m, v = exact(process, grid[0].item(), mean)
     return base + gain * m, gain**2 * v + weights.square().sum(0)
