@@ -30,6 +30,7 @@ from torch import Tensor
 __all__ = [
     "Integers",
     "bits",
+    "blocks_of_normals",
     "key",
     "normal",
     "normals",
@@ -279,9 +280,14 @@ def normals(
         return z if wants_numpy else torch.from_numpy(np.ascontiguousarray(z))
     row, node = (a.unsqueeze(-1) if isinstance(a, Tensor) else a for a in (row, node))
     device = row.device if isinstance(row, Tensor) else node.device
-    w0, w1, w2, w3 = _block(seed, row, node, torch.arange(*blocks, device=device))
-    z = torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1)
+    z = blocks_of_normals(seed, row, node, torch.arange(*blocks, device=device))
     return z.flatten(-2)[..., :size].to(dtype)
+
+
+def blocks_of_normals(seed: Integers, row: Integers, node: Integers, block: Integers) -> Tensor:
+    """Draw the four float64 normals of each block, of the broadcast shape of the tensors and (4,)."""
+    w0, w1, w2, w3 = _block(seed, row, node, block)
+    return torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1)
 
 
 def _host_normals(seed: Integers, row: Integers, node: Integers, block: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ changes sign and H does not. A driver is a value; `bind` gives it the shape of o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, final
 
@@ -175,6 +176,12 @@ class _BoundCorrelated:
         """The increment of L W, and of H likewise."""
         inner = self.inner.increment(t, dt, step)
         return Increment(dt, mix(inner.W, self.matrix), None if inner.H is None else mix(inner.H, self.matrix))
+
+    @property
+    def ahead(self) -> Callable[[int, int], _BoundCorrelated] | None:
+        """The path in a run of cells drawn at once, where the inner path can; see `Increments`."""
+        ahead = getattr(self.inner, "ahead", None)
+        return None if ahead is None else lambda first, steps: _BoundCorrelated(ahead(first, steps), self.matrix)
 
     def normals(self, step: Any, stream: int, size: int) -> Tensor:
         """Normals beside the path, which are not correlated; see `Bound`."""

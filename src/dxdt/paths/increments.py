@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from dxdt.ops import random
+from dxdt.ops.random_runs import run_of_normals
+from dxdt.paths.drawn import Drawn, scales
 from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 
 __all__ = ["Increments"]
@@ -86,21 +88,25 @@ class BoundIncrements:
         z, y = self._normals(settle(step, self.device))
         length = settle(dt, self.device)
         host = not isinstance(length, Tensor)
-        a, b = self._host_scale(length) if host else self._device_scale(length)
+        a, b = self._host_scale(length) if host else scales(length, self.dtype)
         return Increment(dt, z * a, None if y is None else y * b)
 
     def normals(self, step: Any, stream: int, size: int) -> Tensor:
         """Normals beside the path; see `driver.Bound`."""
         return fresh(self._seed, self._row, step, stream, size, self.dtype)
 
-    def _device_scale(self, dt: Tensor) -> tuple[Tensor, Tensor]:
-        """sign(dt) sqrt|dt| and sqrt(|dt|/12), (rows, 1)."""
-        length = torch.abs(dt)
-        a, b = torch.sign(dt) * torch.sqrt(length), torch.sqrt(length * _TWELFTH)
-        return a.to(self.dtype).unsqueeze(-1), b.to(self.dtype).unsqueeze(-1)
+    def ahead(self, first: int, steps: int) -> Drawn:
+        """The path in the cells first .. first + steps - 1, with all normals drawn now."""
+
+        def draw(cells: int) -> Tensor:
+            z = run_of_normals(self._seed, self._row, first + cells, steps, self.size, self.dtype)
+            return z.contiguous()
+
+        y = None if self.path.levy is None else draw(_H_CELLS)
+        return Drawn(self, torch.tensor(first, device=self.device), draw(_W_CELLS), y)
 
     def _host_scale(self, dt: np.ndarray) -> tuple[Tensor | float, Tensor | float]:
-        """The same; one number where rows agree, which costs no tensor."""
+        """`scales` for a clock on the host; one number where rows agree, which costs no tensor."""
         # A number multiplies half precision unrounded, a tensor of that type does not.
         if self.dtype in _FULL and (dt.size == 1 or (dt == dt[0]).all()):
             d = float(dt.flat[0])

@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 
 from dxdt.ops.clock import from_host
 from dxdt.solve.engine import Chunk, Records, chunks, identity
-from dxdt.solve.equation import ODE
 from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
@@ -34,8 +34,7 @@ def compilable(plan: Plan) -> None:
     Raises:
         CannotCompile: the solve has no compiled form.
     """
-    if type(plan.equation.equation) is not ODE:
-        raise CannotCompile(f"{type(plan.equation.equation).__name__} has no compiled form yet")
+    Form.of(plan.equation)
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     if stack is not None or forward_ad._current_level >= 0:
         raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
@@ -55,7 +54,7 @@ def check_field(plan: Plan, y: Tensor) -> None:
         CannotCompile: the field writes into the state, or draws random numbers.
     """
     equation = plan.equation
-    key = identity(equation.equation.field), equation.layout
+    key = identity(fields_of(equation.equation)), equation.layout
     if key not in _checked:
         if len(_checked) >= _FIELDS:
             del _checked[next(iter(_checked))]
@@ -124,6 +123,7 @@ class Forward:
 
     Attributes:
         tape: records of the chunks and how many slots of each are used, where starts are kept.
+        noises: the noise of each of them.
     """
 
     plan: Plan
@@ -133,13 +133,14 @@ class Forward:
     starts: list[Tensor] = field(default_factory=list)
     coefficients: list[Tensor] = field(default_factory=list)
     tape: list[tuple[Records, int]] = field(default_factory=list)
+    noises: list[Any] = field(default_factory=list)
     pairs: list[Asked] = field(default_factory=list)
     carry: Carry | None = None
     attempts: int = 0
 
     def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
         """Solve; the outcome is not differentiable."""
-        plan, f = self.plan, self.plan.equation.equation.field
+        plan, f = self.plan, fields_of(self.plan.equation.equation)
         t = np.atleast_1d(np.array(plan.span.t0))
         accepted = np.zeros(len(t), dtype=np.int64)
         for chunk in chunks(plan, f, plan.equation.args, y, dt, self.keep or self.recorder.wants, bounded):
@@ -170,6 +171,7 @@ class Forward:
         end = records.end[:used].numpy()
         if self.keep:
             self.tape.append((records, used))
+            self.noises.append(chunk.noise)
         if recorder.dense:
             self._path(records, used, ok, end)
         if recorder.times is not None:

@@ -22,6 +22,7 @@ from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
 from dxdt.solve.engine import Program, Records, prepare
 from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
@@ -96,13 +97,13 @@ class _Task:
 
     def __post_init__(self) -> None:
         equation, inputs = self.plan.equation, self.inputs
-        self.holder, self.names = _hold(equation.equation.field, equation.modules(), inputs.params)
+        self.holder, self.names = _hold(fields_of(equation.equation), equation.modules(), inputs.params)
         times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
         self.shared = inputs.tensors()[1 + times :]
 
     def solve(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         plan, y = self.plan, self.inputs.y.detach()
-        f = plan.equation.equation.field
+        f = fields_of(plan.equation.equation)
         self.program, _, _ = prepare(plan, f, y, self.dt, True, False)
         self.forward = Forward(plan, self.recorder, keep=True)
         outcome = self.forward.run(y, self.dt)
@@ -127,7 +128,7 @@ class _Task:
             # change: a solve of another length runs the same program.
             last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
             gy, *rest = program.pull(
-                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks
+                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise
             )
             totals = tuple(rest)
             if times is not None and clocks is not None:
@@ -146,8 +147,10 @@ class _Task:
         used = 0 if gvalues is None else len(gvalues)
         level = 0 if gcoefficients is None else len(gcoefficients)
         asked = forward.pairs or [None] * len(forward.tape)
-        for (records, count), pairs in zip(reversed(forward.tape), reversed(asked), strict=True):
-            entry = _Entry.of(records, count)
+        indices = _indices(forward.tape) if self.plan.equation.noise is not None else [None] * len(asked)
+        chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
+        for (records, count), pairs, index, noise in reversed(list(chunks)):
+            entry = _Entry.of(records, count, index, noise)
             if times is not None:
                 times.turn(records, count)
             if pairs is not None and gvalues is not None:
@@ -166,16 +169,18 @@ class _Task:
 
 @dataclass
 class _Entry:
-    """Cotangents that enter at the steps of a chunk."""
+    """Cotangents that enter at the steps of a chunk, whose numbers are ``index``, and its noise."""
 
     records: Records
     count: int
     end: Tensor
     start: Tensor
     coefficients: Tensor | None
+    index: Tensor | None
+    noise: Any
 
     @classmethod
-    def of(cls, records: Records, count: int) -> _Entry:
+    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any) -> _Entry:
         y = records.y[:count]
         held = records.coefficients
         return cls(
@@ -184,6 +189,8 @@ class _Entry:
             torch.zeros_like(y),
             torch.zeros_like(y),
             None if held is None else torch.zeros_like(held[:count]),
+            index,
+            noise,
         )
 
     def answer(self, asked: Asked, g: Tensor, exact: bool) -> None:
@@ -220,7 +227,7 @@ class _Entry:
         """
         t, dt, y = (x[: self.count] for x in self.records[:2] + (self.records.y,))
         ok = dt.numpy() != 0
-        parts = [t, dt, y, self.end, self.start, self.coefficients]
+        parts = [t, dt, y, self.end, self.start, self.coefficients, self.index]
         if not ok.all():
             some = torch.from_numpy(np.flatnonzero(ok.any(1)))
             parts = [None if x is None else x[some] for x in parts]
@@ -229,6 +236,17 @@ class _Entry:
                 slot, row = _harmless(kept)
                 parts[0], parts[2] = parts[0][slot, row], parts[2][slot, row]  # pyright: ignore[reportOptionalSubscript]
         return Taken(*(None if x is None else x.contiguous() for x in parts))  # pyright: ignore[reportArgumentType]
+
+
+def _indices(tape: list[tuple[Records, int]]) -> list[Tensor]:
+    """Accepted steps before each attempt of each chunk, ``(K, R)``: the names of its noise."""
+    before, found = np.zeros(1, dtype=np.int64), list[Tensor]()
+    for records, count in tape:
+        ok = records.dt[:count].numpy() != 0
+        after = before + np.cumsum(ok, axis=0)
+        found.append(torch.from_numpy(after - ok))
+        before = after[-1] if count else before
+    return found
 
 
 def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,11 @@ from torch._higher_order_ops.while_loop import while_loop
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.native import backend
 from dxdt.ops.tree import Layout
+from dxdt.solve.ahead import Ahead
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
-from dxdt.solve.equation import ODE, Rows, _filled
+from dxdt.solve.equation import _filled
 from dxdt.solve.fallback import CannotCompile, warn_once, why
+from dxdt.solve.form import Form
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.reverse_chunk import reverse
@@ -58,6 +60,7 @@ class Shape:
     Attributes:
         solver, controller: the method and the rule, tolerances and tables left out.
         layout: how the state lies in rows.
+        form: kind of the equation.
         field: what identifies the field's code and modules.
         adaptive: whether errors are measured.
         starts: whether starts of accepted steps are recorded.
@@ -69,6 +72,7 @@ class Shape:
     solver: Solver
     controller: Controller
     layout: Layout
+    form: Form
     field: Any
     adaptive: bool
     starts: bool
@@ -78,7 +82,7 @@ class Shape:
 
 
 class Inputs(NamedTuple):
-    """What a program is called with, besides the state."""
+    """What a program is called with, besides the state; ``room`` attempts are made in one call."""
 
     t0: Tensor
     t1: Tensor
@@ -86,6 +90,8 @@ class Inputs(NamedTuple):
     atol: Tensor | None
     rtol: Tensor | None
     limit: Tensor
+    room: Tensor | None
+    noise: Any
 
 
 class Records(NamedTuple):
@@ -100,11 +106,12 @@ class Records(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one call did: the packed carry, how many slots it filled, and the records."""
+    """What one call did: the packed carry, how many slots it filled, the records, and the noise."""
 
     carry: Carry
     used: int
     records: Records | None
+    noise: Any
 
 
 @dataclass(eq=False)
@@ -128,7 +135,7 @@ class Program:
 
     def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
         shape = self.shape
-        rows = Rows(ODE(f), shape.layout, args, None, None, None)
+        rows = shape.form.rows(f, shape.layout, args, x.noise)
         scale = None
         if x.atol is not None and x.rtol is not None:
             scale = Scale(x.atol, x.rtol, shape.controller.norm)  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,7 +162,7 @@ class Program:
     ) -> Any:
         plan = self._plan(f, args, x)
         carry = begin(plan, y, dt)
-        return self._loop(plan, carry, records)
+        return self._loop(plan, carry, records, x.room)
 
     def _more(
         self,
@@ -166,15 +173,16 @@ class Program:
         records: Records | None,
     ) -> Any:
         size = self.shape.controller.state_size
-        return self._loop(self._plan(f, args, x), _unpack(packed, (len(packed) - 6 - size, size), x.t0), records)
+        carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
+        return self._loop(self._plan(f, args, x), carry, records, x.room)
 
-    def _loop(self, plan: Plan, carry: Carry, records: Records | None) -> Any:
+    def _loop(self, plan: Plan, carry: Carry, records: Records | None, room: Tensor | None) -> Any:
         sizes = len(carry.solver), len(carry.control)
-        slots, solver = self.shape.slots, plan.solver
+        solver = plan.solver
 
         def keeps(it: Tensor, *packed: Tensor) -> Tensor:
             going = (packed[-3] == RUNNING).any()
-            return going & (it < slots) if slots else going
+            return going if room is None else going & (it < room)
 
         def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
             after, attempt, _ = advance(plan, _unpack(packed, sizes, plan.span.t0))
@@ -220,7 +228,7 @@ class Program:
 
     def _back(self, *given: Any) -> Any:
         shape = self.shape
-        return reverse(shape.solver, shape.layout, shape.dense, *given)
+        return reverse(shape.solver, shape.form, shape.layout, shape.dense, *given)
 
 
 def _pack(c: Carry) -> tuple[Tensor, ...]:
@@ -263,6 +271,8 @@ def identity(f: Any, depth: int = 4) -> Any:
 
     Functions that a field closes over are looked through to some depth.
     """
+    if isinstance(f, tuple):
+        return tuple(identity(x, depth) for x in f)
     if isinstance(f, nn.Module):
         parts = tuple((type(m), m.training) for m in f.modules())
         tensors = tuple((tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers()))
@@ -320,6 +330,7 @@ def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool)
         solver,
         controller,
         layout,
+        Form.of(plan.equation),
         identity(f),
         plan.scale is not None,
         starts,
@@ -344,19 +355,21 @@ def chunks(
     """
     program, dt, table = prepare(plan, f, y, dt, starts, bounded)
     slots, size = program.shape.slots, program.shape.controller.state_size
+    ahead = Ahead.of(plan, dt, slots)
     x = _inputs(plan, table, y)
     step = None if dt is None else _tensor(dt, y)
     recorded = starts or plan.dense
-    records = _records(slots, _degree(plan), y) if recorded else None
-    out = program.call("first", f, args, y, step, x, records)
+    name, given = "first", (y, step)
     while True:
+        noise, room = ahead.run(y.device)
+        records = _records(slots, _degree(plan), y) if recorded else None
+        out = program.call(name, f, args, *given, x._replace(noise=noise, room=room), records)
         used, packed = int(out[0]), out[1:]
         carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
-        yield Chunk(carry, used, records)
+        yield Chunk(carry, used, records, noise)
         if not bool((carry.status == RUNNING).any()):
             return
-        records = _records(slots, _degree(plan), y) if recorded else None
-        out = program.call("more", f, args, tuple(packed), x, records)
+        name, given = "more", (tuple(packed),)
 
 
 def _tensor(values: Any, like: Tensor) -> Tensor:
@@ -379,6 +392,8 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
         atol,
         rtol,
         limit,
+        None,
+        None,
     )
 
 

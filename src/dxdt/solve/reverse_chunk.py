@@ -15,23 +15,23 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.func import functional_call
 
 from dxdt.ops.tree import Layout, flatten
-from dxdt.solve.equation import ODE, Rows
+from dxdt.solve.form import Form
 from dxdt.solve.solver import Solver
 
 __all__ = ["Holder", "Taken", "any_length", "reverse"]
 
 
 class Holder(nn.Module):
-    """A field and the modules it uses, so that their parameters can be given from outside."""
+    """Fields and the modules they use, so that their parameters can be given from outside."""
 
-    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
+    def __init__(self, f: Any, modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.used = nn.ModuleList(modules)
-        self.called = (f,)
+        self.called = f if isinstance(f, tuple) else (f,)
 
-    def forward(self, *given: Any) -> Any:
-        """The field's value."""
-        return self.called[0](*given)
+    def forward(self, which: int, *given: Any) -> Any:
+        """The value of one of the fields."""
+        return self.called[which](*given)
 
 
 def any_length(parts: Iterable[Tensor | None]) -> None:
@@ -51,6 +51,7 @@ class Taken(NamedTuple):
     end: Tensor
     start: Tensor
     coefficients: Tensor | None
+    index: Tensor | None
 
     def any_length(self) -> Taken:
         """The same for a program that serves any number of steps: at least two slots, since
@@ -62,6 +63,7 @@ class Taken(NamedTuple):
 
 def reverse(
     solver: Solver,
+    form: Form,
     layout: Layout,
     dense: bool,
     holder: Holder,
@@ -73,6 +75,7 @@ def reverse(
     gy: Tensor,
     totals: Any,
     clocks: tuple[Tensor, Tensor] | None,
+    noise: Any,
 ) -> Any:
     """Cotangents of the start of a chunk and of what its steps share, from those of its end.
 
@@ -82,15 +85,15 @@ def reverse(
     leaves, spec = flatten(args)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
 
-    def step(t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
+    def step(index: Any, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
         now = list(leaves)
         for i, x in zip(places, inner, strict=False):
             now[i] = x
         named = dict(zip(names, inner[len(places) :], strict=True))
-        f = lambda t, y, *args: functional_call(holder, named, (t, y, *args))  # noqa: E731
-        rows = Rows(ODE(f), layout, tuple(spec.unflatten(now)), None, None, None)
+        f = form.called(lambda *given: functional_call(holder, named, given))
+        rows = form.rows(f, layout, tuple(spec.unflatten(now)), noise)
         state = solver.init(rows, t, y, dense)
-        after = solver.step(rows, t, dt, y, state, 0)
+        after = solver.step(rows, t, dt, y, state, index)
         return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
 
     def keeps(i: Tensor, *carry: Tensor) -> Tensor:
@@ -99,15 +102,16 @@ def reverse(
     def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
         slot = i.reshape(1)
         t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
+        index = 0 if taken.index is None else taken.index.index_select(0, slot)[0]
         ok = (dt != 0).unsqueeze(-1)
         cots = [torch.where(ok, gy + end, 0.0)]
         if dense:
             assert taken.coefficients is not None
             cots.append(taken.coefficients.index_select(0, slot)[0])
         if clocks is None:
-            back, *rest = pull(lambda *at: step(t, dt, *at), (y, *shared), tuple(cots))
+            back, *rest = pull(lambda *at: step(index, t, dt, *at), (y, *shared), tuple(cots))
         else:
-            gt, gdt, back, *rest = pull(step, (t, dt, y, *shared), tuple(cots))
+            gt, gdt, back, *rest = pull(lambda *at: step(index, *at), (t, dt, y, *shared), tuple(cots))
             clocks[0].index_put_((i,), torch.where(dt != 0, gt, 0.0))
             clocks[1].index_put_((i,), torch.where(dt != 0, gdt, 0.0))
         return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import numpy as np
 from torch import Tensor
 
 from dxdt.ops.autodiff import jvp
@@ -23,8 +22,6 @@ __all__ = [
     "StochasticMidpoint",
 ]
 
-_ONE = np.ones(1)
-
 
 class Stochastic(Solver):
     """Base of the methods for equations with noise: no state, linear dense output."""
@@ -32,6 +29,7 @@ class Stochastic(Solver):
     order: ClassVar[float] = 1
     dense_order: ClassVar[float] = 1
     stochastic: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return ()
@@ -140,7 +138,7 @@ class Milstein(Stochastic):
         """(D g) g times a factor, and the factor: sqrt(dt) for a difference, else one."""
         if not self.derivative_free:
             return self._push(eq, time, y, g), 1.0
-        (unit,) = factors(_ONE, root(dt), y)
+        (unit,) = factors(END, root(dt), y)
         return eq.diffusion(time, scaled_sum(y, unit, g)) - g, unit
 
     def _less_mean(self, eq: Rows, time: Tensor, dt: Ticks, new: Tensor, y: Tensor, g: Tensor) -> Tensor:
@@ -148,10 +146,10 @@ class Milstein(Stochastic):
         noise = eq.equation.noise
         columns = noise.columns(g)
         if not self.derivative_free:
-            (scale,) = factors(-0.5 * _ONE, dt, y)
+            (scale,) = factors(END, -0.5 * dt, y)
             return scaled_sum(new, scale, noise.along([self._push(eq, time, y, v) for v in columns]))
-        (unit,) = factors(_ONE, root(dt), y)
-        (scale,) = factors(-0.25 * _ONE, dt / root(dt), y)
+        (unit,) = factors(END, root(dt), y)
+        (scale,) = factors(END, -0.25 * dt / root(dt), y)
         ahead = [eq.diffusion(time, scaled_sum(y, unit, v)) for v in columns]
         behind = [eq.diffusion(time, scaled_sum(y, -unit, v)) for v in columns]
         turns = [a - b for a, b in zip(ahead, behind, strict=True)]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar, final
 
-import numpy as np
 from torch import Tensor
 
 from dxdt.ops.clock import END, Table, Ticks, factors, moments, scaled_sum
@@ -31,8 +30,8 @@ class _AdditivePair(Stochastic):
     the last being the integral of a g linear in time. The estimate compares with Euler's step.
     """
 
-    node: ClassVar[float]
-    weights: ClassVar[tuple[float, float]]
+    nodes: ClassVar[Table]
+    lengths: ClassVar[Table]
     first: ClassVar[float]
     second: ClassVar[tuple[float, float]]
 
@@ -44,10 +43,8 @@ class _AdditivePair(Stochastic):
     )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        nodes = np.array([0.0, self.node, 1.0])
-        start, later, end = moments(t, dt, nodes, not eq.layout.per_sample, y)
-        b1, b2 = self.weights
-        ch, h1, h2 = factors(np.array([self.node, b1, b2]), dt, y)
+        start, later, end = moments(t, dt, self.nodes, not eq.layout.per_sample, y)
+        ch, h1, h2 = factors(self.lengths, dt, y)
         w, area = _areas(eq, t, dt, index)
         g0, g1 = eq.diffusion(start, y), eq.diffusion(end, y)
         k1 = eq.drift(start, eq.kicked(y, g0, self.first * area) if self.first else y)
@@ -75,8 +72,8 @@ class SRA1(_AdditivePair):
     differential equations", SIAM J. Numer. Anal. 48 (2010).
     """
 
-    node = 0.75
-    weights = (1 / 3, 2 / 3)
+    nodes = Table.of([0.0, 0.75, 1.0])
+    lengths = Table.of([0.75, 1 / 3, 2 / 3])
     first = 0.0
     second = (0.75, 1.5)
 
@@ -96,8 +93,8 @@ class ShARK(_AdditivePair):
     commutativity condition", SIAM J. Numer. Anal. 62 (2024).
     """
 
-    node = 5 / 6
-    weights = (0.4, 0.6)
+    nodes = Table.of([0.0, 5 / 6, 1.0])
+    lengths = Table.of([5 / 6, 0.4, 0.6])
     first = 1.0
     second = (5 / 6, 1.0)
 
@@ -174,7 +171,7 @@ class SRIW1(Stochastic):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         t0, t1, t2, t3 = moments(t, dt, _QUARTERS, not eq.layout.per_sample, y)
         h, hq, hs, h1, h2 = factors(_DRIFTS, dt, y)
-        unit, over = factors(np.ones(1), root(dt), y)[0], factors(np.ones(1), 1 / root(dt), y)[0]
+        unit, over = factors(END, root(dt), y)[0], factors(END, 1 / root(dt), y)[0]
         w, area = _areas(eq, t, dt, index)
         single = 0.5 * w * w * over - 0.5 * unit
         mean = 0.5 * w + area

@@ -1,0 +1,80 @@
+"""Noise of a compiled solve on known steps: drawn for a run of steps at once, before they are taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.solve.controller import Constant, Grid
+from dxdt.solve.plan import Plan
+
+__all__ = ["Ahead"]
+
+# Normals of one run: bounded in memory.
+_NUMBERS = 1 << 22
+
+
+@dataclass
+class Ahead:
+    """The random path of a solve, run by run.
+
+    Attributes:
+        path: the bound path, or None.
+        left: a bound on the steps that are still to be taken, or None where the path draws inside
+            the loop.
+        most: steps in a run.
+        taken: steps before the present run.
+    """
+
+    path: Any
+    left: int | None
+    most: int
+    taken: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, dt: Any, slots: int) -> Ahead:
+        """For a solve whose records have ``slots`` slots, 0 without records."""
+        path = plan.equation.noise
+        if path is None or getattr(path, "ahead", None) is None:
+            return cls(path, None, slots)
+        numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
+        most = max(2, _NUMBERS // max(1, numbers))
+        return cls(path, _steps(plan, dt), min(most, slots) if slots else most)
+
+    def run(self, device: torch.device) -> tuple[Any, Tensor | None]:
+        """The path over the next run, and the attempts that one call may make, ``()``, or None for
+        any number."""
+        if self.left is None:
+            return self.path, torch.tensor(self.most, device=device) if self.most else None
+        steps = min(self.most, max(self.left, 2))
+        drawn = self.path.ahead(self.taken, steps)
+        self.left, self.taken = self.left - steps, self.taken + steps
+        _any_length(drawn)
+        return drawn, torch.tensor(steps, device=device)
+
+
+def _any_length(drawn: Any) -> None:
+    """Let programs serve runs of any length."""
+    inner = getattr(drawn, "inner", None)
+    if inner is not None:
+        return _any_length(inner)
+    for x in (drawn.z, drawn.y):
+        if x is not None:
+            torch._dynamo.mark_dynamic(x, 0)
+    return None
+
+
+def _steps(plan: Plan, dt: Any) -> int:
+    """A bound on the steps of a row."""
+    controller, span = plan.controller, plan.span
+    if isinstance(controller, Grid):
+        count = len(controller.times) - 1
+    else:
+        assert isinstance(controller, Constant)
+        length = np.abs(np.asarray(span.t1) - np.asarray(span.t0))
+        count = int(np.ceil(np.max(length / np.abs(np.asarray(dt))))) + 1
+    return min(count, plan.max_steps)
