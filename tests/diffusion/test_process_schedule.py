@@ -21,6 +21,7 @@ from dxdt.diffusion import (
     MeanReverting,
     Reversion,
     Scaled,
+    Smooth,
     Table,
     cosine_betas,
     linear_betas,
@@ -132,7 +133,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("interpolation", [LogAlpha(), LogSigma()], ids=repr)
+@pytest.mark.parametrize("interpolation", [LogAlpha(), LogSigma(), Smooth()], ids=repr)
 def test_tables_are_exact_at_their_levels(name: str, interpolation):
     products = TABLES[name].double()
     table = Table.from_alphas_cumprod(products, interpolation)
@@ -162,6 +163,21 @@ def test_between_levels_the_named_function_is_straight():
         table = Table.from_alphas_cumprod(ALPHAS, interpolation)
         value = function(VP(table), table.times(index))
         assert torch.allclose(value[:, 1], value[:, ::2].mean(1), rtol=1e-12)
+
+
+def test_a_spline_between_levels_is_smooth_and_finds_cubics():
+    t = torch.linspace(0, 1, 21, dtype=torch.float64)[1:]
+
+    def curve(t: Tensor) -> Tensor:
+        return 0.3 * t + 4 * t**2 - t**3
+
+    table = Table(curve(t), Smooth())
+    between = torch.rand(100, dtype=torch.float64)
+    assert torch.allclose(table.integral(between), curve(between), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(table.rate(between), 0.3 + 8 * between - 3 * between**2, rtol=1e-10)
+    linear = Table.from_betas(linear_betas(), Smooth())
+    nodes = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    assert torch.allclose(linear.rate(nodes - 1e-9), linear.rate(nodes + 1e-9), rtol=1e-6)
 
 
 def test_the_linear_table_is_the_continuous_process_nearly():
@@ -238,6 +254,7 @@ def test_what_is_no_table_is_refused(products: list[float]):
         (lambda: Table.from_betas(torch.tensor([0.1, 1.1])), "no schedule"),
         (lambda: Table.from_betas(linear_betas()).times(torch.tensor([0, 1000])), "0 to 999"),
         (lambda: Table.from_betas(linear_betas()).times(torch.tensor(-1)), "-1"),
+        (lambda: Table.from_alphas_cumprod(torch.tensor([0.99, 0.2, 0.19, 0.01]), Smooth()), "too uneven"),
         (lambda: Constant(0.0), "above zero"),
         (lambda: LinearCurve(0.0), "low"),
     ],

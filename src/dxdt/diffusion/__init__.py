@@ -62,6 +62,7 @@ from dxdt.diffusion.schedule import Constant, Cosine, Linear, Scaled, Schedule
 from dxdt.diffusion.table import (
     LogAlpha,
     LogSigma,
+    Smooth,
     Table,
     cosine_betas,
     linear_betas,
@@ -162,6 +163,7 @@ __all__ = [
     "Scaled",
     "Schedule",
     "Score",
+    "Smooth",
     "SelfPreconditioned",
     "SubVP",
     "Table",
