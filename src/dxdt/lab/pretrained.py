@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -16,93 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dxdt.diffusion import VP, Denoiser, Index, Levels
+from dxdt.diffusion import VP, Denoiser, Index, Levels, Smooth, Table
 from dxdt.lab.weights import load_into, read_weights
 
 MNIST_DDPM_LEVELS = Levels(256, -0.5, 0.5)
 """The grey levels 0 to 255 on the interval that `mnist_ddpm` was trained on."""
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Cumulated:
-    """The integral B = -log alpha_bar of a schedule known at equidistant times, smoothly continued.
-
-    A natural cubic spline through the values at t = 0, 1/N, ..., 1: twice differentiable, so that
-    solvers of high order keep their order.
-
-    Args:
-        values: (N + 1,), increasing and positive.
-
-    Raises:
-        ValueError: there are fewer than three values, or they do not increase.
-    """
-
-    values: Float[Tensor, " n"]
-
-    def __post_init__(self) -> None:
-        v = self.values.double()
-        if v.ndim != 1 or len(v) < 3 or not bool((v.diff() > 0).all()):
-            raise ValueError(
-                f"Cumulated: values of shape {tuple(v.shape)} are no increasing sequence of at least three; "
-                "pass -log alpha_bar from the first step to the last."
-            )
-        n = len(v)
-        step = 1 / (n - 1)
-        system = torch.diag(torch.full((n,), 4.0, dtype=torch.float64))
-        system += torch.diag(torch.ones(n - 1, dtype=torch.float64), 1)
-        system += torch.diag(torch.ones(n - 1, dtype=torch.float64), -1)
-        system[0], system[-1] = 0, 0
-        system[0, 0] = system[-1, -1] = 1
-        bend = torch.zeros(n, dtype=torch.float64)
-        bend[1:-1] = 6 * (v[2:] - 2 * v[1:-1] + v[:-2]) / step**2
-        second = torch.linalg.solve(system, bend)
-        slope = (v.diff() / step) - step * (2 * second[:-1] + second[1:]) / 6
-        cubic = (v[:-1], slope, second[:-1] / 2, second.diff() / (6 * step))
-        object.__setattr__(self, "values", v)
-        object.__setattr__(self, "_cells", torch.stack(cubic))
-
-    def _cell(self, index: Tensor) -> Tensor:
-        cells: Tensor = self._cells  # pyright: ignore[reportAttributeAccessIssue]
-        return cells.to(index.device)[:, index]
-
-    @property
-    def t0(self) -> float:
-        """1 / N."""
-        return 1 / (len(self.values) - 1)
-
-    @property
-    def t1(self) -> float:
-        """One."""
-        return 1.0
-
-    def _place(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the coefficients of the cell of a time, and how far it lies in it."""
-        n = len(self.values) - 1
-        index = (t.detach() * n).floor().long().clamp(0, n - 1)
-        return self._cell(index).to(t.dtype), t - (index / n).to(t.dtype)
-
-    def integral(self, t: Tensor) -> Tensor:
-        """Return B(t)."""
-        (c0, c1, c2, c3), s = self._place(t)
-        return c0 + s * (c1 + s * (c2 + s * c3))
-
-    def rate(self, t: Tensor) -> Tensor:
-        """Return B'(t)."""
-        (_, c1, c2, c3), s = self._place(t)
-        return c1 + s * (2 * c2 + 3 * s * c3)
-
-    def inverse(self, total: Tensor) -> Tensor:
-        """Return the t at which B(t) equals `total`, by Newton's method within a cell."""
-        n = len(self.values) - 1
-        values = self.values.to(total.device)
-        index = (torch.searchsorted(values, total.detach().double().contiguous(), right=True) - 1).clamp(0, n - 1)
-        c0, c1, c2, c3 = self._cell(index).to(total.dtype)
-        s = (total - c0) / c1
-        for _ in range(6):  # cells are nearly straight: the error squares each time
-            value = c0 + s * (c1 + s * (c2 + s * c3)) - total
-            s = s - value / (c1 + s * (2 * c2 + 3 * s * c3))
-        return (index / n).to(total.dtype) + s
 
 
 @final
@@ -165,7 +82,8 @@ def mnist_ddpm(folder: Path) -> Denoiser:
     """Return a small published DDPM of MNIST digits (293,000 weights) as a denoiser.
 
     It answers the noise, on images whose grey levels lie over [-1/2, 1/2] (`MNIST_DDPM_LEVELS`).
-    Its process is the variance-preserving one through its 1,000 noise levels, t = i / 1000.
+    Its process is the variance-preserving one through its 1,001 noise levels, level i at t = (i + 1) / 1001, by a
+    spline; the network is told i / 1000.
 
     Args:
         folder: holds weights/ddpm_mnist_starter.pth.
@@ -184,6 +102,6 @@ def mnist_ddpm(folder: Path) -> Denoiser:
         raise ValueError(f"{path} holds no schedule beta_t; restore the original file.")
     named = {name.removeprefix("gt."): value for name, value in tensors.items()}
     net = load_into(PlainConvNet(), named, path)
-    total = -torch.log1p(-beta.double()).cumsum(0)
-    process = VP(Cumulated(total))
-    return Denoiser(net, process, clock=Index(1.0))
+    table = Table.from_betas(beta, Smooth())
+    last = table.levels - 1
+    return Denoiser(net, VP(table), clock=Index(table.levels / last, -1 / last))
