@@ -14,6 +14,8 @@ from dxdt.lab.cli import main
 from dxdt.lab.config import differences, from_plain, to_plain
 from dxdt.lab.data import data_folder, digits, measured_pendulum
 from dxdt.lab.demo import Demo, quick, run_demo
+from dxdt.lab.draws import Draws
+from dxdt.lab.ema import Fixed
 from dxdt.lab.files import load_checkpoint, save_checkpoint, write_atomic
 from dxdt.lab.metrics import Classifier, controls, novelty
 from dxdt.lab.run import Run
@@ -60,8 +62,8 @@ def test_a_finished_demo_is_not_trained_again(demo: Path):
     assert (demo / "checkpoints" / "score.safetensors").stat().st_mtime_ns == before
 
 
-def noisy_loss(model: nn.Linear, generator: torch.Generator) -> torch.Tensor:
-    x = torch.randn(16, 3, generator=generator)
+def noisy_loss(model: nn.Linear, draws: Draws) -> torch.Tensor:
+    x = draws.normal("x", (3,))
     return (nn.functional.dropout(model(x), 0.3) - x.sum(1, keepdim=True)).square().mean()
 
 
@@ -82,12 +84,12 @@ def test_an_interrupted_training_goes_on_with_the_same_losses(tmp_path: Path):
     broken = Run(tmp_path / "b", settings)
     calls = 0
 
-    def failing(model: nn.Linear, generator: torch.Generator) -> torch.Tensor:
+    def failing(model: nn.Linear, draws: Draws) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 53:
             raise Stop(calls)
-        return noisy_loss(model, generator)
+        return noisy_loss(model, draws)
 
     with pytest.raises(Stop):
         train(fresh_model(), failing, settings, broken, "m", quiet=True)
@@ -122,7 +124,7 @@ def test_a_longer_training_is_not_cut(tmp_path: Path):
 
 
 def test_the_average_follows_the_weights(tmp_path: Path):
-    settings = Training(steps=30, average=0.0)
+    settings = Training(steps=30, average=Fixed(0.0))
     model = fresh_model()
     average = train(model, noisy_loss, settings, Run(tmp_path / "r", settings), "m", quiet=True)
     assert torch.equal(average.weight, model.weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +31,8 @@ from dxdt.diffusion import (
 )
 from dxdt.lab import pages, plots
 from dxdt.lab.data import Images, Trajectory, data_folder, digits, measured_pendulum
+from dxdt.lab.draws import Draws
+from dxdt.lab.ema import WarmUp
 from dxdt.lab.metrics import Classifier, controls, novelty
 from dxdt.lab.pages import Course
 from dxdt.lab.report import Section, write_report
@@ -58,7 +60,6 @@ class Demo:
         seed: names every random choice.
         score: training of the score model.
         channels: width of its U-Net.
-        batch: images per step.
         samples: images drawn by each solver.
         sde_steps: steps of the reverse SDE.
         measured: held-out images whose likelihood is measured.
@@ -70,11 +71,10 @@ class Demo:
     seed: int = 0
     score: Training = Training(steps=1600)
     channels: int = 32
-    batch: int = 128
     samples: int = 200
     sde_steps: int = 400
     measured: int = 360
-    trajectory: Training = Training(steps=1000, lr=1e-2, warmup=20, average=0.99)
+    trajectory: Training = Training(steps=1000, lr=1e-2, warmup=20, average=WarmUp(0.99))
     shooting: Shooting = Shooting()
     held_out: int = 360
 
@@ -83,13 +83,12 @@ def quick(seed: int = 0) -> Demo:
     """Return a demonstration of seconds, for tests: it runs every part and learns little."""
     return Demo(
         seed=seed,
-        score=Training(steps=20, save_every=10),
+        score=Training(steps=20, batch=32, save_every=10),
         channels=8,
-        batch=32,
         samples=20,
         sde_steps=20,
         measured=8,
-        trajectory=Training(steps=10, lr=1e-2, warmup=5, average=0.9),
+        trajectory=Training(steps=10, lr=1e-2, warmup=5, average=WarmUp(0.9)),
         shooting=Shooting(width=8, horizon=4, batch=4),
     )
 
@@ -136,8 +135,9 @@ def train_score(data: Images, settings: Demo, run: Run, *, quiet: bool = False) 
     denoiser = Denoiser(net, VP())
     objective = DenoisingScoreMatching(Mixed(UniformTime(), UniformLogSNR(), share=0.7))
 
-    def loss(model: Denoiser, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(data.train), (settings.batch,), generator=generator)
+    def loss(model: Denoiser, draws: Draws) -> Tensor:
+        generator = draws.generator()
+        rows = torch.randint(len(data.train), (draws.batch,), generator=generator)
         levels = data.train[rows]
         x0 = data.levels.dequantise(levels, torch.rand(levels.shape, generator=generator))
         return objective(model, x0, generator).mean()
@@ -147,7 +147,7 @@ def train_score(data: Images, settings: Demo, run: Run, *, quiet: bool = False) 
 
 
 def _seeded(training: Training, seed: int) -> Training:
-    return Training(**{**asdict(training), "seed": training.seed + seed})
+    return replace(training, seed=training.seed + seed)
 
 
 class _Bar:
@@ -247,8 +247,8 @@ def _trajectory(data: Trajectory, name: str, settings: Demo, run: Run, *, quiet:
     torch.manual_seed(settings.seed)
     shooting = settings.shooting
 
-    def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
-        return shooting_loss(cast(TrajectoryModel, model), data, shooting, generator)
+    def loss(model: nn.Module, draws: Draws) -> Tensor:
+        return shooting_loss(cast(TrajectoryModel, model), data, shooting, draws.generator())
 
     with _one_thread():
         training = _seeded(settings.trajectory, settings.seed)

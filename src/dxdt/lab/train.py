@@ -1,7 +1,8 @@
-"""Training: Adam with warm-up and cosine decay, an exponential moving average, exact resumption.
+"""Training: Adam with warm-up, moving averages, any number of processes, exact resumption.
 
-One generator feeds every random choice of the loss, and its state is part of the checkpoint, so
-that an interrupted training goes on with the very losses it would have had.
+Every random choice of a step is named by the seed, the step and the place in the batch
+(`dxdt.lab.draws`), so a checkpoint is weights, averages, Adam's moments and a step; an interrupted
+training goes on with the very losses it would have had, and several processes make the losses of one.
 """
 
 from __future__ import annotations
@@ -9,20 +10,33 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from tqdm.auto import tqdm
 
+from dxdt.lab.draws import Draws, stream
+from dxdt.lab.ema import Averages, Choice, WarmUp, whole
 from dxdt.lab.files import load_checkpoint, save_checkpoint
 from dxdt.lab.run import Run
+from dxdt.ops.optional import require
 
 Model = TypeVar("Model", bound=nn.Module)
+Loss = Callable[[Any, Draws], Tensor]
+"""The mean loss of the samples that `Draws` names, given the model."""
 
-_LOG_EVERY = 10
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -31,141 +45,233 @@ class Training:
 
     Attributes:
         steps: optimiser steps.
+        batch: samples in a step, over all processes.
+        accumulate: parts into which each process cuts its share of the batch.
         lr: peak learning rate.
-        warmup: steps over which it rises from zero; then it falls as a cosine.
-        average: decay of the moving average of the weights, approached as (1 + n) / (10 + n).
+        warmup: steps over which it rises from zero.
+        floor: share of the peak to which it falls, as a cosine, until the last step; 1 keeps it.
+        average: moving average of the weights.
         clip: largest norm of the gradient.
+        precision: of the network's operations; weights stay in float32.
+        compile: compile the model.
         save_every: steps between checkpoints.
+        log_every: steps between lines of the metrics.
         seed: names every random choice.
     """
 
     steps: int = 1000
+    batch: int = 128
+    accumulate: int = 1
     lr: float = 2e-3
     warmup: int = 100
-    average: float = 0.998
+    floor: float = 0.01
+    average: Choice = WarmUp(0.998)  # noqa: RUF009
     clip: float = 1.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False
     save_every: int = 250
+    log_every: int = 10
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = min(self.steps, self.batch, self.accumulate, self.save_every, self.log_every)
+        if least < 1 or self.lr <= 0:
+            raise ValueError(
+                f"Training: {self.steps} steps of {self.batch} in {self.accumulate} parts at rate {self.lr}, saved "
+                f"every {self.save_every}, logged every {self.log_every}, do nothing; give positive numbers."
+            )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
-        return self.lr * rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return self.lr * rise * (self.floor + (1 - self.floor) * fall)
 
 
 @final
 class Trainee:
-    """A model in training with all that a checkpoint must hold."""
+    """A model in training with all that a checkpoint must hold.
+
+    Attributes:
+        model: as prepared for the devices.
+        plain: the model itself.
+        averages: of its parameters.
+        step: optimiser steps taken.
+    """
 
     def __init__(self, model: nn.Module, settings: Training) -> None:
-        self.model = model
-        self.average = copy.deepcopy(model)
         self.settings = settings
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        accelerate = require("accelerate", "lab")
+        self.accelerator: Any = accelerate.Accelerator(mixed_precision=settings.precision)
+        share = settings.batch // self.accelerator.num_processes
+        if share * self.accelerator.num_processes != settings.batch or share % settings.accumulate:
+            raise ValueError(
+                f"Training: a batch of {settings.batch} does not divide among {self.accelerator.num_processes} "
+                f"processes in {settings.accumulate} parts; choose a multiple of both."
+            )
+        self.template = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        if settings.compile:
+            model.compile()
+        self.model, wrapped = self.accelerator.prepare(model, optimizer)
+        self.optimizer: torch.optim.Optimizer = wrapped.optimizer
+        self._wrapped = wrapped
+        self.plain: nn.Module = self.accelerator.unwrap_model(self.model)
+        self.averages = Averages(self.plain, settings.average)
+        first = share * self.accelerator.process_index
+        self._rows = torch.arange(first, first + share)
         self.step = 0
 
-    def advance(self, loss: Callable[[nn.Module, torch.Generator], Tensor]) -> Tensor:
-        """Take one optimiser step on `loss(model, generator)` and return its value."""
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self.accelerator.is_main_process
+
+    def _parts(self) -> Iterator[tuple[Draws, AbstractContextManager[Any]]]:
+        s = self.settings
+        parts = Draws(s.seed, self.step, self._rows, s.batch).split(s.accumulate)
+        for k, draws in enumerate(parts):
+            # Gradients travel between processes once, with the last part.
+            alone = self.accelerator.no_sync(self.model) if k < len(parts) - 1 else nullcontext()
+            yield draws, alone
+
+    def advance(self, loss: Loss) -> Tensor:
+        """Take one optimiser step on `loss(model, draws)` and return its value for this process."""
+        s = self.settings
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate(self.step)
-        value = loss(self.model, self.generator)
-        self.optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimizer.step()
+            group["lr"] = s.rate(self.step)
+        # Whatever the model draws by itself (dropout) is named by the step too.
+        torch.manual_seed(stream(s.seed, f"{self.step}.{self.accelerator.process_index}") >> 1)
+        total = torch.zeros((), device=self.accelerator.device)
+        for draws, alone in self._parts():
+            with alone:
+                value = loss(self.model, draws) / s.accumulate
+                self.accelerator.backward(value)
+            total += value.detach()
+        self.accelerator.clip_grad_norm_(self.model.parameters(), s.clip)
+        self._wrapped.step()
+        self._wrapped.zero_grad()
         self.step += 1
-        weight = 1 - min(self.settings.average, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-            for a, b in pairs:
-                a.lerp_(b, weight)
-            for a, b in zip(self.average.buffers(), self.model.buffers(), strict=True):
-                a.copy_(b)
-        return value.detach()
+        self.averages.update(self.plain, self.step, s.batch)
+        return total
+
+    def averaged(self, index: int = 0) -> nn.Module:
+        """Return a copy of the model with the averaged parameters; every process must ask."""
+        model = copy.deepcopy(self.template).to(self.accelerator.device)
+        return self.averages.fill(model, self.plain, index).eval().requires_grad_(False)
+
+    def _adam(self) -> dict[str, Any]:
+        return dict(get_optimizer_state_dict(self.plain, self.optimizer, options=_WHOLE))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state by name."""
-        state = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        state |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            state |= {f"adam.{index}.{slot}": value for slot, value in slots.items()}
-        state["generator"] = self.generator.get_state()
-        state["torch"] = torch.get_rng_state()
+        """Return the whole state by name; every process must ask."""
+        model: dict[str, Any] = get_model_state_dict(self.plain, options=_WHOLE)
+        state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.items()}
+        for index, average in enumerate(self.averages.tensors):
+            state |= {f"average.{index}.{k}": whole(v) for k, v in average.items()}
+        for name, slots in self._adam()["state"].items():
+            state |= {f"adam.state.{name}.{slot}": value for slot, value in slots.items()}
         return state
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Take back what `tensors` gave."""
 
-        def part(prefix: str) -> dict[str, Tensor]:
+        def part(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
-        self.average.load_state_dict(part("average."))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("adam.").items():
-            index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": slots})
-        self.generator.set_state(tensors["generator"])
-        torch.set_rng_state(tensors["torch"])
+        set_model_state_dict(self.plain, part("model."), options=_WHOLE)
+        for index in range(len(self.averages.tensors)):
+            self.averages.restore(index, part(f"average.{index}."))
+        moments: dict[str, dict[str, Tensor]] = {}
+        for key, value in part("adam.state.").items():
+            name, slot = key.rsplit(".", 1)
+            moments.setdefault(name, {})[slot] = value
+        whole_state: Any = {**self._adam(), "state": moments}
+        set_optimizer_state_dict(self.plain, self.optimizer, whole_state, options=_WHOLE)
         self.step = step
 
 
 def train(
     model: Model,
-    loss: Callable[[Model, torch.Generator], Tensor],
+    loss: Loss,
     settings: Training,
     run: Run,
     name: str,
     *,
+    about: dict[str, Any] | None = None,
+    watch: Callable[[Trainee], None] | None = None,
     quiet: bool = False,
 ) -> Model:
-    """Train `model` and return its moving average; go on from the checkpoint `name`, if any.
+    """Train `model` and return its (first) moving average; go on from the checkpoint `name`, if any.
 
     Args:
         model: trained in place.
-        loss: of (model, generator), a scalar; draws all its randomness from the generator.
+        loss: of (model, draws), the mean over the samples that `draws` names, which also give all
+            its randomness.
         settings: how.
         run: where checkpoints and the series `name` of the metrics go.
         name: of the checkpoint and the series.
+        about: plain values kept in the checkpoint's header.
+        watch: called on every process after each checkpoint.
         quiet: no progress bar.
 
     Raises:
-        ValueError: the checkpoint is of a longer training than `settings.steps`, or broken.
+        ValueError: the checkpoint is of a longer training than `settings.steps`, or broken, or the
+            batch does not divide among the processes.
         FloatingPointError: the loss is not finite.
     """
     trainee = Trainee(model, settings)
     path = run.checkpoint(name)
     if path.exists():
-        tensors, about = load_checkpoint(path)
-        if about["step"] > settings.steps:
+        tensors, header = load_checkpoint(path)
+        if header["step"] > settings.steps:
             raise ValueError(
-                f"{path} has taken {about['step']} steps, more than the {settings.steps} asked "
+                f"{path} has taken {header['step']} steps, more than the {settings.steps} asked "
                 "for; ask for more, or start over in another folder."
             )
-        trainee.restore(tensors, about["step"])
-        run.rewind(name, about["step"])
-    bar = tqdm(total=settings.steps, initial=trainee.step, desc=name, disable=quiet)
-    with bar:
+        trainee.restore(tensors, header["step"])
+        if trainee.main:
+            run.rewind(name, header["step"])
+    bar = tqdm(
+        total=settings.steps * settings.batch,
+        initial=trainee.step * settings.batch,
+        desc=name,
+        unit="sample",
+        unit_scale=True,
+        disable=quiet or not trainee.main,
+    )
+    with bar, _own_randomness(trainee):
         while trainee.step < settings.steps:
-            value = trainee.advance(loss)  # pyright: ignore[reportArgumentType]
-            bar.update()
-            if trainee.step % _LOG_EVERY == 0 or trainee.step == settings.steps:
+            value = trainee.advance(loss)
+            bar.update(settings.batch)
+            last = trainee.step == settings.steps
+            if trainee.step % settings.log_every == 0 or last:
                 _log(run, name, trainee, value, bar)
-            if trainee.step % settings.save_every == 0 or trainee.step == settings.steps:
-                save_checkpoint(path, trainee.tensors(), {"step": trainee.step})
-    average = trainee.average.eval().requires_grad_(False)
+            if trainee.step % settings.save_every == 0 or last:
+                state = trainee.tensors()
+                if trainee.main:
+                    save_checkpoint(path, state, {**(about or {}), "step": trainee.step})
+                if watch is not None:
+                    watch(trainee)
+    average = trainee.averaged()
     return average  # pyright: ignore[reportReturnType]
 
 
+@contextmanager
+def _own_randomness(trainee: Trainee) -> Generator[None]:
+    """Leave the caller's generators as they were."""
+    device = trainee.accelerator.device
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        yield
+
+
 def _log(run: Run, name: str, trainee: Trainee, value: Tensor, bar: tqdm) -> None:
-    number = value.item()
+    number = trainee.accelerator.reduce(value, "mean").item()
     if not math.isfinite(number):
         raise FloatingPointError(
             f"{name}: the loss is {number} at step {trainee.step}; "
             "lower the learning rate, or look for values in the data that are not finite."
         )
     bar.set_postfix(loss=f"{number:.4f}")
-    run.log(name, step=trainee.step, loss=number, time=time.time())
+    if trainee.main:
+        run.log(name, step=trainee.step, loss=number, lr=trainee.settings.rate(trainee.step - 1), time=time.time())

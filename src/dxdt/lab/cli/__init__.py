@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from dxdt.lab.bench import bench
+from dxdt.lab.cli.train import train_command
 from dxdt.lab.demo import Demo, quick, run_demo
 from dxdt.lab.info import print_info
 
@@ -42,6 +43,10 @@ def demo(
     Console().print(f"open [bold]{report}[/bold]")
 
 
+def train() -> None:
+    """Train a score model of images: dxdt train score --help."""
+
+
 def info() -> None:
     """Print versions, devices, and what is missing with the command that installs it."""
     print_info(Console())
@@ -52,15 +57,19 @@ def main(args: list[str] | None = None) -> None:
 
     Bad input ends in one sentence and exit status 1, not in a traceback.
     """
+    args = sys.argv[1:] if args is None else args
     try:
+        if args[:1] == ["train"]:
+            train_command(args[1:])
+            return
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "bench": bench, "info": info},
+            {"demo": demo, "train": train, "bench": bench, "info": info},
             args=args,
             prog="dxdt",
             description="Learning with differential equations.",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
         Console(stderr=True).print(f"dxdt: {error}", style="red", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:

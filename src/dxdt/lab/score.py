@@ -1,0 +1,253 @@
+"""Score models of images: what one is, how it is trained, and the file that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from dxdt.diffusion import Conditioned, Levels, Objective, sample
+from dxdt.lab.choices import (
+    AnswerChoice,
+    Augment,
+    Matching,
+    Noise,
+    ObjectiveChoice,
+    ProcessChoice,
+    SmallUNet,
+    Vp,
+)
+from dxdt.lab.config import from_plain, to_plain
+from dxdt.lab.draws import Draws, Order
+from dxdt.lab.files import load_checkpoint, save_checkpoint, write_picture
+from dxdt.lab.images import Augmentation, ImageSet, grid_picture
+from dxdt.lab.plots import losses
+from dxdt.lab.readers import open_images
+from dxdt.lab.run import Run
+from dxdt.lab.train import Trainee, Training, train
+from dxdt.solve import Heun
+
+FORMAT = "dxdt score model 1"
+SERIES = "score"
+
+
+@final
+@dataclass(frozen=True)
+class Score:
+    """Everything that training a score model can be told.
+
+    Attributes:
+        data: images, as `open_images` names them.
+        low, high: the interval over which their levels are laid.
+        dequantise: spread each level evenly over its width, as likelihoods need it.
+        conditional: tell the network the class.
+        drop: share of the training images whose class is not told.
+        net: the network.
+        process: from data to noise.
+        answer: what the network answers.
+        objective: what is made small.
+        augment: random changes of images.
+        training: how.
+        pictures: samples drawn at each checkpoint; 0 for none.
+        picture_steps: steps of the solver that draws them.
+    """
+
+    data: str = "digits"
+    low: float = -1.0
+    high: float = 1.0
+    dequantise: bool = True
+    conditional: bool = False
+    drop: float = 0.1
+    net: SmallUNet = SmallUNet()  # noqa: RUF009
+    process: ProcessChoice = Vp()  # noqa: RUF009
+    answer: AnswerChoice = Noise()  # noqa: RUF009
+    objective: ObjectiveChoice = Matching()  # noqa: RUF009
+    augment: Augment = Augment()  # noqa: RUF009
+    training: Training = field(default_factory=Training)
+    pictures: int = 30
+    picture_steps: int = 40
+
+
+@final
+@dataclass(frozen=True)
+class ScoreModel:
+    """A trained score model with what is needed to use it.
+
+    Attributes:
+        denoiser: answers E[x_0 | x_t].
+        settings: of its training.
+        shape: channels, height, width of the images.
+        levels: how grey levels lie in the interval that it was trained on.
+        classes: names of the classes that it can be asked for, or None.
+        step: training steps taken.
+    """
+
+    denoiser: nn.Module
+    settings: Score
+    shape: tuple[int, int, int]
+    levels: Levels
+    classes: tuple[str, ...] | None
+    step: int
+
+    def of_class(self, labels: Tensor) -> Any:
+        """Return the denoiser told the labels (batch,) of a batch.
+
+        Raises:
+            ValueError: the model knows no classes, or not these.
+        """
+        if self.classes is None:
+            raise ValueError("this model was trained without classes; sample without one.")
+        if int(labels.max()) >= len(self.classes):
+            raise ValueError(f"there is no class {int(labels.max())}; choose from 0 to {len(self.classes) - 1}.")
+        return Conditioned(self.denoiser, labels=labels)
+
+
+def build(settings: Score, shape: tuple[int, int, int], classes: int | None) -> nn.Module:
+    """Return the untrained denoiser of some settings, its weights named by the seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(settings.training.seed)
+        net = settings.net.build(shape, classes)
+    return settings.answer.wrap(net, settings.process.build())
+
+
+@final
+class Lesson(nn.Module):
+    """A denoiser with its objective: the loss of every sample, in one call that devices can share."""
+
+    def __init__(self, denoiser: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+
+    def forward(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the loss (batch,) of data at times and noise."""
+        given = {} if labels is None else {"labels": labels}
+        denoiser: Any = self.denoiser
+        return self.objective.at(denoiser, x0, t, eps, **given)
+
+
+@final
+@dataclass(frozen=True)
+class Lessons:
+    """The loss of a step: images in the order of the seed, their times and noise."""
+
+    images: ImageSet
+    settings: Score
+    levels: Levels
+    objective: Objective
+    augmentations: tuple[Augmentation, ...]
+
+    def __call__(self, lesson: Callable[..., Tensor], draws: Draws) -> Tensor:
+        """Return the mean loss of the rows of `draws`."""
+        s = self.settings
+        levels, labels = self.images.read(Order(len(self.images), draws.seed).rows(draws))
+        for change in self.augmentations:
+            levels = change(levels, draws)
+        shape = levels.shape[1:]
+        u = draws.uniform("level", *shape) if s.dequantise else 0.5
+        x0 = self.levels.low + (levels + u) * self.levels.width
+        t = self.objective.times(s.process.build(), draws.even("time"))
+        eps = draws.normal("noise", shape)
+        device = _device(lesson)
+        sent = [v.to(device) for v in (x0, t, eps)]
+        if not s.conditional or labels is None:
+            return lesson(*sent).mean()
+        told = torch.where(draws.uniform("label") < s.drop, -1, labels)
+        return lesson(*sent, told.to(device)).mean()
+
+
+def _device(module: Any) -> torch.device:
+    return next(module.parameters()).device
+
+
+def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bool = False) -> ScoreModel:
+    """Train a score model in a folder, or go on with it, and return its average.
+
+    The folder gets config.json, metrics.jsonl, checkpoints/score.safetensors (all that resuming needs),
+    model.safetensors (the average, for use), pictures/ of samples, losses.png and TensorBoard's events.
+
+    Raises:
+        ValueError: the folder holds another run, or settings do not fit the images.
+    """
+    images = open_images(settings.data)
+    if settings.conditional and images.classes is None:
+        raise ValueError(f"{images.name} has no classes to be told; train with conditional off.")
+    classes = images.classes if settings.conditional else None
+    levels = Levels(images.levels, settings.low, settings.high)
+    run = Run(folder, settings, fresh=fresh)
+    objective = settings.objective.build()
+    lesson = Lesson(build(settings, images.shape, len(classes) if classes else None), objective)
+    loss = Lessons(images, settings, levels, objective, settings.augment.build())
+    about = {"format": FORMAT, "settings": to_plain(settings), "shape": images.shape, "classes": classes}
+    about["levels"] = images.levels
+
+    def watch(trainee: Trainee) -> None:
+        average: Any = trainee.averaged()
+        if not trainee.main:
+            return
+        model = ScoreModel(average.denoiser, settings, images.shape, levels, classes, trainee.step)
+        save_model(folder / "model.safetensors", model, about)
+        if rows := run.read(SERIES):
+            losses(folder / "losses.png", {SERIES: rows})
+        if settings.pictures:
+            path = folder / "pictures" / f"{trainee.step:07d}.png"
+            write_picture(path, grid_picture(draw(model, settings.pictures, settings.picture_steps), 10))
+
+    average: Any = train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, quiet=quiet)
+    return ScoreModel(average.denoiser, settings, images.shape, levels, classes, settings.training.steps)
+
+
+@torch.no_grad()
+def draw(model: ScoreModel, count: int, steps: int | None, *, seed: int = 0, **options: Any) -> Tensor:
+    """Return samples (count, channels, height, width) in [0, 1], of the classes in turn.
+
+    Args:
+        model: where from.
+        count: how many.
+        steps: of the solver, or None for an adaptive one.
+        seed: names the samples.
+        options: as in `dxdt.diffusion.sample`.
+    """
+    device = _device(model.denoiser)
+    denoiser: Any = model.denoiser
+    if model.classes is not None:
+        denoiser = model.of_class(torch.arange(count, device=device) % len(model.classes))
+    if steps is not None and not options.get("tau"):
+        options.setdefault("solver", Heun())
+    x = sample(denoiser, (count, *model.shape), steps=steps, seed=seed, device=device, **options)
+    return ((x - model.levels.low) / (model.levels.high - model.levels.low)).clamp(0, 1)
+
+
+def save_model(path: Path, model: ScoreModel, about: dict[str, Any]) -> None:
+    """Write a model for use: its weights, and the settings that rebuild it, in one safetensors file."""
+    save_checkpoint(path, dict(model.denoiser.state_dict()), {**about, "step": model.step})
+
+
+def load_model(path: Path) -> ScoreModel:
+    """Read a model from its file, or from the folder of its run; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the file is broken, of another kind, or its settings do not match its weights.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"there is no model {file}; train one with dxdt train score --out {path}.")
+    tensors, about = load_checkpoint(file)
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{file} is no score model of this laboratory (its header says {about.get('format')}).")
+    settings = from_plain(Score, about["settings"])
+    channels, height, width = about["shape"]
+    classes = None if about["classes"] is None else tuple(about["classes"])
+    denoiser = build(settings, (channels, height, width), len(classes) if classes else None)
+    try:
+        denoiser.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: the weights do not fit the settings beside them: {error}") from error
+    levels = Levels(about["levels"], settings.low, settings.high)
+    denoiser = denoiser.eval().requires_grad_(False)
+    return ScoreModel(denoiser, settings, (channels, height, width), levels, classes, about["step"])
