@@ -9,6 +9,7 @@ from torch import Tensor
 from dxdt.diffusion import (
     VP,
     AngularVelocity,
+    Cast,
     Clip,
     Conditioned,
     Data,
@@ -174,6 +175,22 @@ def test_conditions_reach_the_network(wrap):
     Conditioned(denoiser, labels=1 - labels, text=t)(x, t)
     assert torch.equal(seen["labels"], 1 - labels) and seen["text"] is t
     assert denoiser.process == VP()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_networks_are_asked_in_their_own_dtype(dtype: torch.dtype):
+    seen: list[torch.dtype] = []
+
+    def net(x: Tensor, told: Tensor, mu: Tensor, labels: Tensor, text: Tensor) -> Tensor:
+        seen.extend(v.dtype for v in (x, told, mu, labels, text))
+        return x + mu
+
+    x, mu = torch.randn(2, 2, 3, dtype=torch.float64)
+    t, labels, text = torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 2]), torch.zeros(2, 4)
+    found = Denoiser(Cast(net, dtype), SMOOTH_MEAN)(x, t, mu, labels=labels, text=text)
+    assert seen == [dtype, torch.float32, dtype, torch.int64, dtype]
+    assert found.noise.dtype == torch.float64
+    assert torch.equal(found.noise, (x.to(dtype) + mu.to(dtype)).double())
 
 
 def test_wrappers_keep_the_parameters_of_what_they_wrap():

@@ -6,7 +6,7 @@ from dxdt.diffusion.churn import Churn
 from dxdt.diffusion.clock import Clock, Index, LogScale, log_snr, noise_to_signal
 from dxdt.diffusion.corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from dxdt.diffusion.covariance import covariance_product, posterior_covariance
-from dxdt.diffusion.denoiser import Conditioned, Denoiser, DenoiserLike, Preconditioned
+from dxdt.diffusion.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
 from dxdt.diffusion.exploding import EDM, VE
 from dxdt.diffusion.flow import RectifiedFlow
 from dxdt.diffusion.grid import CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
@@ -90,6 +90,7 @@ __all__ = [
     "BitsPerDim",
     "BrownianBridge",
     "Churn",
+    "Cast",
     "Clip",
     "Clock",
     "Conditioned",

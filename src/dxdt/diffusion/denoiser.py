@@ -1,8 +1,9 @@
 """Denoisers: anything that answers E[x_0 | x_t].
 
 A network becomes one by saying what it answers (`Denoiser` with a parameterisation and a clock) or
-how it was preconditioned (`Preconditioned`). Wrappers change a denoiser's answer: `Conditioned` fixes
-what else the network is told, `Thresholded` keeps the data in their range.
+how it was preconditioned (`Preconditioned`); `Cast` asks it in its own dtype. Wrappers change a
+denoiser's answer: `Conditioned` fixes what else the network is told, `Thresholded` keeps the data in
+their range.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dxdt.diffusion.posterior import Place, Posterior
 from dxdt.diffusion.preconditioning import Preconditioning
 from dxdt.diffusion.process import Process, along
 
-__all__ = ["Conditioned", "Denoiser", "DenoiserLike", "Preconditioned"]
+__all__ = ["Cast", "Conditioned", "Denoiser", "DenoiserLike", "Preconditioned"]
 
 
 class DenoiserLike(Protocol):
@@ -134,6 +135,32 @@ class Preconditioned(nn.Module):
         data = along(weights.data_skip, x) * xi + along(weights.data_out, x) * answer
         noise = along(weights.noise_skip, x) * xi + along(weights.noise_out, x) * answer
         return place.answer(data, noise)
+
+
+@final
+class Cast(nn.Module):
+    """A network asked in its own dtype, whatever that of the state: float64 states, half-precision networks.
+
+    Args:
+        net: called like that of `Denoiser`.
+        dtype: in which it is asked; the time comes in float32 at least, and the answer goes back in
+            the dtype of x_t.
+    """
+
+    def __init__(self, net: Callable[..., Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net = net
+        self.dtype = dtype
+
+    def _own(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def forward(self, x: Float[Tensor, "batch *shape"], told: Tensor, *mu: Tensor, **condition: Any) -> Tensor:
+        """Return the network's answer in the dtype of `x`."""
+        if told.is_floating_point():
+            told = told.to(torch.promote_types(self.dtype, torch.float32))
+        named = {name: self._own(value) for name, value in condition.items()}
+        return self.net(self._own(x), told, *map(self._own, mu), **named).to(x.dtype)
 
 
 @final
