@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from weights import images, probe, weight  # noqa: E402
+sys.path.insert(0, str(HERE.parent))
 
 from dxdt import interop  # noqa: E402
+from interop.weights import images, probe, weight  # noqa: E402
 
 OUT = HERE / "fingerprints"
 
@@ -390,6 +389,25 @@ CASES: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
 }
 
 
+SCORE_1024 = dict(
+    SKIPS, nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1, sigma_max=1348, num_scales=2000, dropout=0.0
+)
+# Too large to ask in a test: keys and shapes alone.
+KEYS: dict[str, dict[str, Any]] = {
+    "score_sde_ncsnpp_1024_keys": dict(size=1024, **SCORE_1024),
+    "score_sde_ncsnpp_deep_keys": dict(num_res_blocks=8),
+    "score_sde_ddpmpp_deep_keys": dict(sde="vp", **{**VP_MODEL, "num_res_blocks": 8}),
+}
+
+
+def list_keys(name: str, folder: Path) -> None:
+    """Write the keys of a network of score SDE."""
+    case = score_sde(folder, **KEYS[name])
+    count = sum(p.numel() for p in case.net.parameters())
+    (OUT / f"{name}.json").write_text(compact(dict(name=name, parameters=count, **case.about)))
+    print(f"{name:32}{count:>12,} parameters", flush=True)
+
+
 def measure(name: str, folder: Path) -> None:
     """Compare one case and write its fingerprint."""
     make, options = CASES[name]
@@ -437,5 +455,5 @@ def compact(said: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[2:] or CASES:
-        measure(wanted, Path(sys.argv[1]).resolve())
+    for wanted in sys.argv[2:] or [*CASES, *KEYS]:
+        (list_keys if wanted in KEYS else measure)(wanted, Path(sys.argv[1]).resolve())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop.description import agree, describe, moments_of, restore
-from dxdt.interop.net import MeanPart, build
+from dxdt.interop.net import MeanPart, build, quiet
 from dxdt.nn import Architecture, ScoreUNet, UNet
 from dxdt.ops.files import write_atomic
 from dxdt.ops.optional import require
@@ -141,7 +141,7 @@ def load_own(path: Path, *, process: Process | None = None) -> Denoiser | Precon
         ) from error
     whole: nn.Module = MeanPart(net) if mean_only else net
     made = Preconditioned(whole, stored, rest[0]) if preconditioned else Denoiser(whole, stored, *rest)
-    return made.eval()
+    return quiet(made)
 
 
 def _restore_net(said: Mapping[str, Any], where: str) -> nn.Module:

@@ -68,7 +68,7 @@ def load_diffusers(
         )
     if training is not None and process is not None:
         agree(process, moments_of(training.process), where)
-    return assemble(_network(folder, config, own), training, process, parameterisation, clock)
+    return quiet(assemble(_network(folder, config, own), training, process, parameterisation, clock))
 
 
 def _network(folder: Path, config: Mapping[str, Any], own: bool | None) -> nn.Module:
@@ -82,7 +82,6 @@ def _network(folder: Path, config: Mapping[str, Any], own: bool | None) -> nn.Mo
         if own is not False:
             net = build(architecture)
             load_weights(net, key_map(architecture), _weights(folder), where=str(folder))
-            quiet(net)
             return net if architecture.out_channels == architecture.in_channels else MeanPart(net)
     unet = require("diffusers", "interop").UNet2DModel.from_config(dict(config))
     try:
@@ -90,7 +89,7 @@ def _network(folder: Path, config: Mapping[str, Any], own: bool | None) -> nn.Mo
     except RuntimeError as error:
         message = " ".join(str(error).split())[:300]
         raise ValueError(f"{folder}: its tensors do not fit its configuration ({message}).") from error
-    return Answering(quiet(unet))
+    return Answering(unet)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -95,13 +95,12 @@ def denoiser_of(content: Any, where: str, process: Process | None) -> Preconditi
     architecture = architecture_of(inner.kind, options, where)
     net = build(architecture)
     load_weights(net, key_map(architecture, inner.kind, options), _learnt(inner), where=where)
-    quiet(net)
     wrapped: nn.Module = net
     if architecture.out_channels != architecture.in_channels:
         wrapped = MeanPart(net)
     low = max(0.002, float(outer.state.get("sigma_min", 0.0)))
     high = min(80.0, float(outer.state.get("sigma_max", 80.0)))
-    return Preconditioned(wrapped, EDM(low, high) if process is None else process, preconditioning)
+    return quiet(Preconditioned(wrapped, EDM(low, high) if process is None else process, preconditioning))
 
 
 def _learnt(inner: Record) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop import edm, score_sde
 from dxdt.interop.checkpoint import load_own
 from dxdt.interop.diffusers_folder import is_diffusers, load_diffusers
-from dxdt.interop.unpickle import read_objects, read_tensors
+from dxdt.interop.unpickle import is_zip, read_objects, read_tensors
 
 __all__ = ["load"]
 
@@ -48,7 +47,7 @@ def load(path: str | Path, *, process: Process | None = None, **options: Any) ->
     if path.suffix == ".safetensors":
         return load_own(path, process=process, **options)
     where = str(path)
-    if zipfile.is_zipfile(path) or _is_legacy(path):
+    if is_zip(path) or _is_legacy(path):
         return score_sde.denoiser_of(
             read_tensors(path),
             where,

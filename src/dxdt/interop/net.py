@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,11 @@ from dxdt.nn import Architecture, ScoreUNet
 __all__ = ["MeanPart", "build", "quiet"]
 
 
-def quiet(net: nn.Module) -> nn.Module:
-    """Return the network ready for use: no dropout, no gradients for its weights."""
+M = TypeVar("M", bound=nn.Module)
+
+
+def quiet(net: M) -> M:
+    """Return a network or denoiser ready for use: no dropout, no gradients for its weights."""
     return net.eval().requires_grad_(False)
 
 

@@ -85,14 +85,13 @@ def denoiser_of(
         a = dataclasses.replace(a, centred=False)
     net = build(a)
     load_weights(net, shapes.keys, tensors, where=where)
-    quiet(net)
     if fourier:
-        return Denoiser(net, process, Score(), noise_to_signal)
+        return quiet(Denoiser(net, process, Score(), noise_to_signal))
     if discrete:
         if sigmas is None:
             raise ValueError(f"{where}: a network of discrete noise levels needs the levels, and the file has none.")
-        return Denoiser(_Divided(net, sigmas), process, Score(), Descending(len(sigmas)))
-    return Denoiser(net, process, Noise(), Index())
+        return quiet(Denoiser(_Divided(net, sigmas), process, Score(), Descending(len(sigmas))))
+    return quiet(Denoiser(net, process, Noise(), Index()))
 
 
 def score_sde_weights(
