@@ -7,13 +7,16 @@ from dxdt.diffusion.clock import Clock, Index, LogScale, log_snr, noise_to_signa
 from dxdt.diffusion.corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from dxdt.diffusion.covariance import covariance_product, posterior_covariance
 from dxdt.diffusion.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
+from dxdt.diffusion.encode import decode, encode, interpolate
 from dxdt.diffusion.exploding import EDM, VE
 from dxdt.diffusion.flow import RectifiedFlow
 from dxdt.diffusion.grid import CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
 from dxdt.diffusion.likelihood import (
     BitsPerDim,
+    Law,
     Levels,
     Likelihood,
+    Marginal,
     bits_per_dim,
     log_likelihood,
 )
@@ -84,13 +87,18 @@ from dxdt.diffusion.transition import Pinned, Transition
 from dxdt.diffusion.variance import VP, SubVP
 
 __all__ = [
+    "DDIM",
+    "EDM",
+    "OUVE",
+    "VE",
+    "VP",
     "Ancestral",
     "AngularVelocity",
     "AnnealedLangevin",
     "BitsPerDim",
     "BrownianBridge",
-    "Churn",
     "Cast",
+    "Churn",
     "Clip",
     "Clock",
     "Conditioned",
@@ -100,7 +108,6 @@ __all__ = [
     "Cosine",
     "CosineCurve",
     "CosineTime",
-    "DDIM",
     "Data",
     "DataWeight",
     "Debiased",
@@ -110,7 +117,6 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiscreteTimes",
     "Dynamic",
-    "EDM",
     "EDMLoss",
     "EDMPreconditioning",
     "GaussianOracle",
@@ -123,6 +129,7 @@ __all__ = [
     "Karras",
     "Landing",
     "Langevin",
+    "Law",
     "Levels",
     "Likelihood",
     "LikelihoodWeight",
@@ -133,6 +140,7 @@ __all__ = [
     "LogSNR",
     "LogScale",
     "LogSigma",
+    "Marginal",
     "Mean",
     "MeanReverting",
     "MinSNR",
@@ -141,7 +149,6 @@ __all__ = [
     "Noise",
     "NoiseWeight",
     "OUBridge",
-    "OUVE",
     "Objective",
     "Parameterisation",
     "Pinned",
@@ -164,8 +171,8 @@ __all__ = [
     "Scaled",
     "Schedule",
     "Score",
-    "Smooth",
     "SelfPreconditioned",
+    "Smooth",
     "SubVP",
     "Table",
     "Tabulated",
@@ -176,17 +183,18 @@ __all__ = [
     "Transition",
     "UniformLogSNR",
     "UniformTime",
-    "VE",
     "VEPreconditioning",
-    "VP",
     "VPPreconditioning",
     "Velocity",
     "bits_per_dim",
     "cosine_betas",
     "covariance_product",
     "ddpm",
+    "decode",
+    "encode",
     "gaussian_oracle",
     "integrate",
+    "interpolate",
     "linear_betas",
     "log_likelihood",
     "log_snr",

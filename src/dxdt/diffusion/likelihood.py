@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.diffusion.denoiser import DenoiserLike
-from dxdt.diffusion.process import Prior
+from dxdt.diffusion.encode import span_of
 from dxdt.diffusion.reverse import reverse
 from dxdt.ops.autodiff import Exact, Trace
 from dxdt.ops.random import uniform
@@ -34,6 +34,45 @@ from dxdt.solve.solve import solve
 from dxdt.solve.solver import Solver
 
 _LEVELS = 0x4C4556454C  # keeps the dequantisation noise apart from other draws of the same seed
+
+
+class Law(Protocol):
+    """A law of x_{t1} with a density."""
+
+    def log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Return log densities in nats."""
+        ...
+
+
+class Dense(Protocol):
+    """A denoiser that knows the density of x_t, as the oracles do."""
+
+    def log_prob(self, x: Tensor, t: Tensor, mu: Tensor | None = None) -> Tensor:
+        """Return log p_t(x)."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Marginal:
+    """The exact law of x_t, in place of the prior that approximates it.
+
+    With it a likelihood has no error but that of the solve: for proofs, and for processes that keep some of the
+    data at t1.
+
+    Args:
+        oracle: has `log_prob(x, t, mu)`.
+        t: the time at which the flow ends.
+        mu: mean of the process, where it has one.
+    """
+
+    oracle: Dense
+    t: float
+    mu: Tensor | None = None
+
+    def log_prob(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+        """Return log p_t(x)."""
+        return self.oracle.log_prob(x, torch.tensor(self.t, dtype=torch.float64, device=x.device), self.mu)
 
 
 @final
@@ -124,8 +163,9 @@ def log_likelihood(
     x0: Float[Tensor, "batch *shape"],
     *,
     divergence: Trace | None = None,
-    prior: Prior | None = None,
+    prior: Law | None = None,
     t0: float = 1e-5,
+    t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     solver: Solver | None = None,
@@ -139,19 +179,24 @@ def log_likelihood(
         x0: data, on the scale the denoiser was trained on.
         divergence: `Exact()` (default; one transposed pass per entry of a sample) or
             `Hutchinson(probes, seed)`.
-        prior: law of x_{t1}; the process's own by default.
+        prior: law of x_{t1}; the process's own by default, whose distance from the true law is part of the
+            result; `Marginal(oracle, t1)` is that of an oracle.
         t0: where the flow starts, above the singular end at 0.
+        t1: where it ends; the end of the process by default.
         rtol, atol: tolerances of the solve.
         solver: `Tsit5()` by default.
         mu: mean of the process, where it has one.
         options: anything else that `dxdt.solve` takes; with `per_sample=True` every sample takes
             its own steps.
+
+    Raises:
+        ValueError: the times are out of order, or the prior is a point.
     """
-    process = denoiser.process
+    process, ends = denoiser.process, span_of("log_likelihood", denoiser, t0, t1)
     kind = Exact() if divergence is None else divergence
     equation, start = augment(reverse(denoiser, 0.0, mu), x0, kind)
     options.setdefault("controller", PID(rtol, atol))
-    solution = solve(equation, start, (t0, process.t1), solver=Tsit5() if solver is None else solver, **options)
+    solution = solve(equation, start, ends, solver=Tsit5() if solver is None else solver, **options)
     latent, change = solution.y1
     prior = process.prior(mu) if prior is None else prior
     change = change.double()
