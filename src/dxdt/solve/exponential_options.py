@@ -14,25 +14,23 @@ class Inside:
     """Nodes inside the step: an exponential Runge-Kutta method of order 2 or 3, with an error estimate.
 
     Args:
-        r1: first node as a fraction of the step in lam; 1/2 for order 2 and 1/3 for order 3 by default.
-        r2: second node, of order 3; 2/3 by default.
+        r: first node as a fraction of the step in lam; 1/2 for order 2 and 1/3 for order 3 by default. The
+            second node of order 3 is 2/3, which its order needs.
 
     Raises:
-        ValueError: nodes that are not in (0, 1], or not in order.
+        ValueError: a node that is not in (0, 1].
     """
 
-    r1: float | None = None
-    r2: float | None = None
+    r: float | None = None
 
     def __post_init__(self) -> None:
-        if not all(r is None or 0 < r <= 1 for r in (self.r1, self.r2)) or (self.r1 or 0) >= (self.r2 or 2):
-            raise ValueError(f"Inside(r1={self.r1}, r2={self.r2}): choose 0 < r1 < r2 <= 1")
+        if self.r is not None and not 0 < self.r <= 1:
+            raise ValueError(f"Inside(r={self.r}): choose 0 < r <= 1")
 
     def nodes(self, order: int) -> tuple[float, ...]:
         """The fractions of a method of this order."""
-        if order < 3:
-            return (0.5 if self.r1 is None else self.r1,)[: order - 1]
-        return (1 / 3 if self.r1 is None else self.r1, 2 / 3 if self.r2 is None else self.r2)
+        first = (1 / 3 if order == 3 else 0.5) if self.r is None else self.r
+        return (first, 2 / 3) if order == 3 else (first,)
 
 
 @final
