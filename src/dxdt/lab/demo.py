@@ -1,7 +1,8 @@
-"""The demonstration: a generative model of real images and a model of a pendulum, from nothing.
+"""The demonstration: models of real images, of a pendulum and of random paths, from nothing.
 
 Part one trains a score model on handwritten digits, draws samples by solving its reverse equation
-in two ways, and measures what it has learned. Part two fits neural ODEs to trajectories.
+in two ways, and measures what it has learned. Part two fits neural ODEs to trajectories, part three
+neural SDEs to ensembles of random paths.
 """
 
 from __future__ import annotations
@@ -29,16 +30,26 @@ from dxdt.diffusion import (
     prior_noise,
     sample,
 )
-from dxdt.lab import pages, plots
+from dxdt.lab import pages, path_pages, plots
 from dxdt.lab.data import Images, Trajectory, data_folder, digits, measured_pendulum
 from dxdt.lab.draws import Draws
 from dxdt.lab.ema import WarmUp
+from dxdt.lab.ensemble import (
+    Ensemble,
+    EnsembleModel,
+    Windows,
+    air_quality,
+    double_well,
+    transition_loss,
+    window_loss,
+)
 from dxdt.lab.metrics import Classifier, controls, novelty
 from dxdt.lab.pages import Course
 from dxdt.lab.report import Section, write_report
 from dxdt.lab.run import Run
 from dxdt.lab.train import Training, train
 from dxdt.lab.trajectory import Shooting, TrajectoryModel, shooting_loss, simulated_pendulum
+from dxdt.lab.two_sample import compare_paths
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
 from dxdt.solve import Save
@@ -49,6 +60,7 @@ SERIES = {
     "score": "score model",
     "pendulum": "simulated pendulum",
     "measured": "measured pendulum",
+    "double_well": "paths between two wells",
 }
 
 
@@ -66,6 +78,10 @@ class Demo:
         trajectory: training of the neural ODEs.
         shooting: how these meet their data.
         held_out: digits kept from training.
+        transitions: training of the neural SDEs on single transitions.
+        paths: training of the simulated one on short solves, after that.
+        windows: how these meet their data.
+        ensemble: simulated paths, half of them held out.
     """
 
     seed: int = 0
@@ -77,6 +93,10 @@ class Demo:
     trajectory: Training = Training(steps=1000, lr=1e-2, warmup=20, average=WarmUp(0.99))
     shooting: Shooting = Shooting()
     held_out: int = 360
+    transitions: Training = Training(steps=800, batch=2048, lr=1e-2, warmup=20, average=WarmUp(0.99))
+    paths: Training = Training(steps=300, lr=3e-3, warmup=20, average=WarmUp(0.98))
+    windows: Windows = Windows()
+    ensemble: int = 2048
 
 
 def quick(seed: int = 0) -> Demo:
@@ -90,6 +110,10 @@ def quick(seed: int = 0) -> Demo:
         measured=8,
         trajectory=Training(steps=10, lr=1e-2, warmup=5, average=WarmUp(0.9)),
         shooting=Shooting(width=8, horizon=4, batch=4),
+        transitions=Training(steps=20, batch=64, lr=1e-2, warmup=5, average=WarmUp(0.9)),
+        paths=Training(steps=10, batch=16, lr=3e-3, warmup=5, average=WarmUp(0.9)),
+        windows=Windows(width=8, horizon=1, samples=2, substeps=2),
+        ensemble=128,
     )
 
 
@@ -114,9 +138,14 @@ def run_demo(settings: Demo, folder: Path, *, fresh: bool = False, quiet: bool =
     if outside is not None:
         real = measured_pendulum(outside)
         sections.append(_trajectory(real, "measured", settings, run, quiet=quiet))
+    wells = double_well(paths=settings.ensemble, seed=settings.seed)
+    sections.append(_ensemble(wells, "double_well", settings.windows, settings, run, quiet=quiet))
+    if outside is not None:
+        windows = replace(settings.windows, substeps=2, periodic=True)
+        sections.append(_ensemble(air_quality(outside), "air_quality", windows, settings, run, quiet=quiet))
     losses = {title: run.read(name) for name, title in SERIES.items()}
     sections.append(pages.training(run.folder, losses))
-    overview = [folder / "samples.png", folder / "pendulum.png"]
+    overview = [folder / "samples.png", folder / "pendulum.png", folder / "double_well.png"]
     plots.stack(folder / "overview.png", overview)
     minutes = (time.monotonic() - begin) / 60
     run.log("demo", minutes=minutes)
@@ -260,3 +289,31 @@ def _trajectory(data: Trajectory, name: str, settings: Demo, run: Run, *, quiet:
     seen, unseen = (m.mean().sqrt().item() for m in missed.tensor_split([data.trained]))
     run.log("trajectory", set=name, seen=seen, unseen=unseen)
     return pages.trajectory(run.folder / f"{name}.png", data, ts, course, seen, unseen)
+
+
+def _ensemble(data: Ensemble, name: str, windows: Windows, settings: Demo, run: Run, *, quiet: bool) -> Section:
+    """Fit transitions, then, where an SDE is known to be behind the data, short solves."""
+    torch.manual_seed(settings.seed)
+
+    def transitions(model: nn.Module, draws: Draws) -> Tensor:
+        return transition_loss(cast(EnsembleModel, model), data, draws.batch, draws.generator())
+
+    def paths(model: nn.Module, draws: Draws) -> Tensor:
+        return window_loss(cast(EnsembleModel, model), data, windows, draws.batch, draws.generator())
+
+    with _one_thread():
+        training = _seeded(settings.transitions, settings.seed)
+        model = train(EnsembleModel(data, windows), transitions, training, run, f"{name}_transitions", quiet=quiet)
+        if data.truth is not None:
+            model = train(
+                model.requires_grad_(True), paths, _seeded(settings.paths, settings.seed), run, name, quiet=quiet
+            )
+        count = len(data.held_out)
+        order = torch.randperm(len(data.seen), generator=torch.Generator().manual_seed(settings.seed))[:count]
+        drawn = model.sample(data.seen[order][:, 0], data.ts, settings.seed)
+    found = {"samples of the neural SDE": compare_paths(data.held_out, drawn),
+             "as many seen data": compare_paths(data.held_out, data.seen[order])}  # fmt: skip
+    for kind, verdicts in found.items():
+        for what, it in verdicts.items():
+            run.log("two_sample", set=name, of=kind, what=what, distance=it.distance, limit=it.limit, p=it.p)
+    return path_pages.ensemble(run.folder, name, data, model, drawn, found)

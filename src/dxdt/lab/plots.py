@@ -18,7 +18,7 @@ from torch import Tensor
 from dxdt.lab.data import Trajectory
 
 INK, BLUE, ORANGE, GREY = "#22262b", "#2463a8", "#d9731a", "#8a929c"
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,13 +30,15 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this size in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -60,19 +62,19 @@ def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
 
 def side_by_side(path: Path, sets: Mapping[str, Tensor], *, columns: int = 10) -> None:
     """Write sets of images (n, 1, h, w) in [0, 1] next to each other, each under its name."""
-    with mpl.rc_context(_STYLE):
-        figure = _figure(3.5 * len(sets), 3.85)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(3.5 * len(sets), 3.85)
         axes = figure.subplots(1, len(sets), squeeze=False)[0]
         for axis, (title, images) in zip(axes, sets.items(), strict=True):
             _show(axis, tile(images, columns), title)
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def course(path: Path, rows: Mapping[str, Sequence[Tensor]], times: Sequence[float]) -> None:
     """Write how samples change: one row per name, one column per time, images (1, h, w)."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         columns = len(times)
-        figure = _figure(0.8 * columns + 1.2, 0.8 * len(rows) + 0.4)
+        figure = new_figure(0.8 * columns + 1.2, 0.8 * len(rows) + 0.4)
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for line, (name, images) in zip(axes, rows.items(), strict=True):
             for axis, image in zip(line, images, strict=True):
@@ -84,14 +86,14 @@ def course(path: Path, rows: Mapping[str, Sequence[Tensor]], times: Sequence[flo
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         for axis, t in zip(axes[0], times, strict=True):
             axis.set_title(f"t = {t:.2g}", fontsize=9, color=INK)
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def nearest(path: Path, samples: Tensor, neighbours: Tensor) -> None:
     """Write samples above their nearest training images, both (n, 1, h, w) in [0, 1]."""
     n = len(samples)
-    with mpl.rc_context(_STYLE):
-        figure = _figure(0.62 * n + 1.4, 1.75)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(0.62 * n + 1.4, 1.75)
         axes = figure.subplots(2, 1)
         for axis, images, name in zip(axes, (samples, neighbours), ("samples", "nearest\nreal image"), strict=True):
             axis.imshow(tile(images, n), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -99,13 +101,13 @@ def nearest(path: Path, samples: Tensor, neighbours: Tensor) -> None:
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
             axis.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def histogram(path: Path, shares: Mapping[str, Sequence[float]], *, label: str = "digit") -> None:
     """Write the share of each class, one bar for every named set."""
-    with mpl.rc_context(_STYLE):
-        figure = _figure(6.4, 2.8)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(6.4, 2.8)
         axis = figure.subplots()
         width = 0.8 / len(shares)
         for k, (name, values) in enumerate(shares.items()):
@@ -116,13 +118,13 @@ def histogram(path: Path, shares: Mapping[str, Sequence[float]], *, label: str =
         axis.set_ylabel("share of images")
         axis.set_ylim(0, 1.28 * max(max(v) for v in shares.values()))
         axis.legend(ncols=len(shares), loc="upper center")
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def distances(path: Path, sets: Mapping[str, Tensor]) -> None:
     """Write the distribution of distances to the nearest training image for every named set."""
-    with mpl.rc_context(_STYLE):
-        figure = _figure(6.4, 2.6)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(6.4, 2.6)
         axis = figure.subplots()
         top = max(float(v.max()) for v in sets.values())
         bins = np.linspace(0, 1.02 * top, 36).tolist()
@@ -133,13 +135,13 @@ def distances(path: Path, sets: Mapping[str, Tensor]) -> None:
         axis.set_xlabel("distance to the nearest training image")
         axis.set_ylabel("density")
         axis.legend()
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def losses(path: Path, series: Mapping[str, Sequence[dict[str, float]]]) -> None:
     """Write training losses against steps: every value pale, their running mean strong."""
-    with mpl.rc_context(_STYLE):
-        figure = _figure(3.9 * len(series), 2.7)
+    with mpl.rc_context(STYLE):
+        figure = new_figure(3.9 * len(series), 2.7)
         axes = figure.subplots(1, len(series), squeeze=False)[0]
         for axis, (name, rows) in zip(axes, series.items(), strict=True):
             steps = np.array([row["step"] for row in rows])
@@ -153,14 +155,14 @@ def losses(path: Path, series: Mapping[str, Sequence[dict[str, float]]]) -> None
             axis.set_title(name, fontsize=11, color=INK)
             axis.set_xlabel("step")
         axes[0].set_ylabel("loss")
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def trajectory(path: Path, data: Trajectory, ts: Tensor, ys: Tensor) -> None:
     """Write measurements, what was seen of them, the model's course, and the truth if known."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         count = data.ys.shape[1]
-        figure = _figure(9.0, 1.75 * count + 0.5)
+        figure = new_figure(9.0, 1.75 * count + 0.5)
         axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
         seen = data.trained
         edge = float(data.ts[seen - 1] + data.ts[seen]) / 2
@@ -178,7 +180,7 @@ def trajectory(path: Path, data: Trajectory, ts: Tensor, ys: Tensor) -> None:
             axis.margins(x=0.01)
         axes[-1].set_xlabel("time")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
-        _write(figure, path)
+        write_figure(figure, path)
 
 
 def stack(path: Path, parts: Sequence[Path]) -> None:

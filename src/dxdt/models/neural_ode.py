@@ -24,7 +24,7 @@ from dxdt.solve.solution import Solution
 from dxdt.solve.solve import solve
 from dxdt.solve.solver import Solver
 
-__all__ = ["Augmented", "NeuralODE"]
+__all__ = ["Augmented", "NeuralODE", "split_times"]
 
 
 @final
@@ -57,7 +57,7 @@ class NeuralODE(nn.Module):
 
     def solution(self, y0: Tensor, t: Any, *args: Any) -> Solution:
         """Return the whole `Solution`; `y0` and `t` as in `forward`."""
-        span, save = _split(t)
+        span, save = split_times(t, "NeuralODE")
         return solve(
             ODE(self.field),
             y0,
@@ -86,18 +86,19 @@ class NeuralODE(nn.Module):
         return found.ys if isinstance(t, Tensor) else found.y1
 
 
-def _split(t: Any) -> tuple[tuple[Any, Any], Tensor | None]:
+def split_times(t: Any, name: str) -> tuple[tuple[Any, Any], Tensor | None]:
+    """The span of a model's time argument, and the times to save at where it is a tensor."""
     if isinstance(t, Tensor):
         if t.ndim != 1 or t.shape[0] < 2:
             raise ValueError(
-                f"NeuralODE: times of shape {tuple(t.shape)} are no list of at least two times; "
+                f"{name}: times of shape {tuple(t.shape)} are no list of at least two times; "
                 "pass a pair (t0, t1) or a tensor (T,)."
             )
         return (t[0], t[-1]), t
     ends = tuple(t)
     if len(ends) != 2:
         raise ValueError(
-            f"NeuralODE: a sequence of {len(ends)} times is no span; "
+            f"{name}: a sequence of {len(ends)} times is no span; "
             "pass a pair (t0, t1), or a tensor (T,) to get the value at every time."
         )
     return (ends[0], ends[1]), None
