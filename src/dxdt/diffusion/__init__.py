@@ -57,10 +57,11 @@ from dxdt.diffusion.preconditioning import (
 )
 from dxdt.diffusion.predictor import Identity, Predictor
 from dxdt.diffusion.process import Prior, Process
+from dxdt.diffusion.reclocked import InLogSNR
 from dxdt.diffusion.reverse import ProbabilityFlow, Reverse, ReverseSDE, reverse
 from dxdt.diffusion.reverse_diffusion import ReverseDiffusion
 from dxdt.diffusion.reversion import ConstantCurve, CosineCurve, LinearCurve, Reversion
-from dxdt.diffusion.sample import integrate, prior_noise, sample
+from dxdt.diffusion.sample import Samples, draw, integrate, prior_noise, sample
 from dxdt.diffusion.schedule import Constant, Cosine, Linear, Scaled, Schedule
 from dxdt.diffusion.table import (
     LogAlpha,
@@ -124,6 +125,7 @@ __all__ = [
     "HalfSum",
     "IDDPMPreconditioning",
     "Identity",
+    "InLogSNR",
     "Index",
     "JointOracle",
     "Karras",
@@ -168,6 +170,7 @@ __all__ = [
     "ReverseDiffusion",
     "ReverseSDE",
     "Reversion",
+    "Samples",
     "Scaled",
     "Schedule",
     "Score",
@@ -191,6 +194,7 @@ __all__ = [
     "covariance_product",
     "ddpm",
     "decode",
+    "draw",
     "encode",
     "gaussian_oracle",
     "integrate",

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dxdt.diffusion.denoiser import DenoiserLike
 from dxdt.diffusion.process import Prior
-from dxdt.diffusion.reverse import reverse
+from dxdt.diffusion.reclocked import clocked
+from dxdt.diffusion.reverse import ProbabilityFlow
 from dxdt.solve.controller import PID, Grid
 from dxdt.solve.explicit import Tsit5
 from dxdt.solve.solve import solve
@@ -37,6 +38,7 @@ def encode(
     t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    log_snr: bool = False,
     mu: Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *shape"]:
@@ -48,6 +50,7 @@ def encode(
         steps: steps of equal length in time; without it the solver chooses by `rtol` and `atol`.
         solver: `Tsit5()` by default; with `DDIM()` and `steps` this is DDIM inversion.
         t0, t1: the ends; those of the process by default.
+        log_snr: solve in log(a / c) instead of t, for tabulated schedules above all.
         mu: mean of the process, where it has one.
         options: anything else that `dxdt.solve` takes (per_sample, gradient, progress, ...).
 
@@ -55,7 +58,7 @@ def encode(
         ValueError: x0 is no batch, the ends are out of order, or t1 is where a bridge ends in one point.
     """
     ends = span_of("encode", denoiser, t0, t1)
-    return _follow("encode", denoiser, x0, ends, steps, solver, rtol, atol, mu, options)
+    return _follow("encode", denoiser, x0, ends, steps, solver, rtol, atol, log_snr, mu, options)
 
 
 def decode(
@@ -69,6 +72,7 @@ def decode(
     t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    log_snr: bool = False,
     mu: Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *shape"]:
@@ -80,7 +84,7 @@ def decode(
         latent: x_{t1}, from `encode`, `log_likelihood` or the prior.
         temperature: factor of the latent's distance from the mean of the prior; below one, samples are more
             typical and less diverse.
-        denoiser, steps, solver, t0, t1, rtol, atol, mu, options: as in `encode`.
+        denoiser, steps, solver, t0, t1, rtol, atol, log_snr, mu, options: as in `encode`.
 
     Raises:
         ValueError: as `encode`, or the temperature is not positive.
@@ -91,7 +95,7 @@ def decode(
     if temperature != 1:
         centre = _prior(denoiser, mu).mean
         latent = centre + temperature * (latent - centre)
-    return _follow("decode", denoiser, latent, (end, start), steps, solver, rtol, atol, mu, options)
+    return _follow("decode", denoiser, latent, (end, start), steps, solver, rtol, atol, log_snr, mu, options)
 
 
 def interpolate(
@@ -188,6 +192,7 @@ def _follow(
     solver: Solver | None,
     rtol: float,
     atol: float,
+    log_snr: bool,
     mu: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:
@@ -196,8 +201,8 @@ def _follow(
         raise ValueError(f"{name}: data of shape {tuple(x.shape)} have no batch axis; give (batch, *shape).")
     if steps is not None and steps < 1:
         raise ValueError(f"{name}: steps={steps} goes nowhere; give at least 1.")
+    equation, ends = clocked(name, ProbabilityFlow(denoiser, 0.0, mu), ends, log_snr)
     given: dict[str, Any] = {"controller": PID(rtol, atol)}
     if steps is not None:
         given = {"controller": Grid(torch.linspace(*ends, steps + 1, dtype=torch.float64).numpy()), "max_steps": steps}
-    equation = reverse(denoiser, 0.0, mu)
     return solve(equation, x, ends, solver=Tsit5() if solver is None else solver, **(given | options)).y1
