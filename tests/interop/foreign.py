@@ -83,7 +83,7 @@ def tree(tensors: dict[str, Tensor], kind: str, more: dict[str, Any]) -> Persist
         head, _, rest = name.partition(".")
         if rest:
             below.setdefault(head, {})[rest] = value
-        elif head in ("resample_filter", "freqs"):
+        elif head in ("resample_filter", "freqs", "phases"):
             buffers[head] = value
         else:
             parameters[head] = nn.Parameter(value, requires_grad=False)
@@ -104,7 +104,7 @@ def write_edm(said: dict[str, Any], folder: Path) -> Path:
     keys = {k: tuple(v) for k, v in said["keys"].items()}
     inner = tree(weights(keys), said["network"], {"_init_args": (), "_init_kwargs": said["options"]})
     outer = tree({}, said["wrapper"], {"_init_kwargs": {}, **said["attributes"]})
-    outer.state["_modules"]["model"] = inner
+    outer.state["_modules"]["unet" if said["wrapper"] == "Precond" else "model"] = inner
     stub: Any = types.ModuleType("torch_utils.persistence")
 
     def _reconstruct_persistent_obj(meta: Any) -> Any:

@@ -204,6 +204,45 @@ def edm(folder: Path, wrapper: str, size: int = 32, labels: int = 0, **options: 
     )
 
 
+def edm2(folder: Path, size: int = 64, labels: int = 1000, **options: Any) -> Case:
+    """A network pickle of EDM2, written as its training loop does but for the half precision."""
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("training", "torch_utils", "dnnlib")]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder / "edm2"))
+    from training import networks_edm2 as networks
+
+    net = networks.Precond(img_resolution=size, img_channels=3, label_dim=labels, **options)
+    net = net.eval().requires_grad_(False)
+    keys = fill(net.unet)
+    hot = torch.eye(labels)[[1, 3]] if labels else None
+    classes = torch.tensor([1, 3]) if labels else None
+
+    def write(path: Path) -> Path:
+        file = path / "network-snapshot.pkl"
+        with file.open("wb") as stream:
+            pickle.dump(dict(ema=net, encoder=None, dataset_kwargs={}), stream)
+        return file
+
+    return Case(
+        net.unet,
+        write,
+        lambda x, sigma: net(x, sigma, class_labels=hot),
+        lambda denoiser, x, sigma: denoiser(x, sigma, labels=classes).data,
+        lambda x, told: net.unet(x, told, hot),
+        lambda mine, x, told: mine(x, told, classes),
+        torch.tensor([-0.7, 0.6]),
+        dict(times=[0.05, 11.0], shape=[2, 3, size, size], kind="data", labels=[1, 3] if labels else None),
+        dict(
+            format="edm",
+            wrapper="Precond",
+            attributes=dict(sigma_data=net.sigma_data),
+            network="UNet",
+            options=json.loads(json.dumps(net.unet.init_kwargs)),
+            keys=keys,
+        ),
+    )
+
+
 # -- diffusers -----------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +385,34 @@ CASES: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
             labels=5,
             model_type="DhariwalUNet",
             **{**SMALL_EDM, "model_channels": 64, "attn_resolutions": [16, 8]},
+        ),
+    ),
+    "edm2_full": (edm2, dict(model_channels=128)),
+    "edm2_small": (
+        edm2,
+        dict(
+            size=16,
+            labels=5,
+            model_channels=32,
+            channel_mult=[1, 2],
+            num_blocks=1,
+            attn_resolutions=[8, 16],
+            channels_per_head=16,
+        ),
+    ),
+    "edm2_unconditional_small": (
+        edm2,
+        dict(
+            size=16,
+            labels=0,
+            model_channels=32,
+            channel_mult=[1, 2, 2],
+            num_blocks=2,
+            attn_resolutions=[8],
+            channels_per_head=16,
+            resample_filter=[1, 3, 3, 1],
+            channel_mult_noise=1,
+            channel_mult_emb=2,
         ),
     ),
     "diffusers_ddpm_full": (diffusers, dict(scheduler="DDPMScheduler", size=32, scheduler_options={}, **DDPM_32)),

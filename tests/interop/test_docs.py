@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from interop.foreign import fingerprint, names
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"

@@ -10,8 +10,8 @@ import torch
 
 from dxdt import interop
 from dxdt.diffusion import EDM, VE, VP, Denoiser, Preconditioned
-from dxdt.interop import diffusers_config, edm, score_sde_shapes
-from dxdt.nn import ScoreUNet
+from dxdt.interop import diffusers_config, edm, edm2, score_sde_shapes
+from dxdt.nn import Architecture, MagnitudeUNet, ScoreUNet
 from interop.foreign import answer, fingerprint, names, score_sde_content, write
 from interop.weights import images, probe
 
@@ -58,6 +58,11 @@ def test_every_tensor_has_a_place_of_its_shape(name: str):
         found = {k.removeprefix("module."): v for k, v in tensors.items() if k != "module.sigmas"}
         shapes = score_sde_shapes.network_of(found, name)
         architecture, keys = shapes.architecture, shapes.keys
+    elif said["wrapper" if "wrapper" in said else "format"] == "Precond":
+        found = tensors
+        options = edm2.options_of(said["options"], name)
+        architecture = edm2.architecture_of(options)
+        keys = edm2.key_map(architecture, options)
     elif said["format"] == "edm":
         found = {k: v for k, v in tensors.items() if not k.endswith("resample_filter")}
         options = edm._SHARED | edm._DEFAULTS[said["network"]] | said["options"]
@@ -68,12 +73,11 @@ def test_every_tensor_has_a_place_of_its_shape(name: str):
         architecture = diffusers_config.architecture_of(said["config"])
         keys = diffusers_config.key_map(architecture)
     with torch.device("meta"):
-        net = ScoreUNet(architecture)
+        net = (ScoreUNet if isinstance(architecture, Architecture) else MagnitudeUNet)(architecture)
     interop.keys.load_weights(net, keys, found, where=name)
     assert set(keys) == set(net.state_dict())
-    # Frequencies of Fourier features are parameters there and a buffer here, or buffers on both sides.
-    frozen = sum(b.numel() for b in net.buffers() if b.ndim == 1 and "frequencies" in dict(net.named_buffers()))
-    ours = sum(p.numel() for p in net.parameters()) + frozen
+    # Frequencies of Fourier features are frozen parameters in score SDE and diffusers, and a buffer here.
+    ours = sum(p.numel() for p in net.parameters())
     fourier = sum(v.numel() for k, v in found.items() if k.endswith(("0.W", "time_proj.weight")) and v.ndim == 1)
     assert said["parameters"] - fourier == ours
 

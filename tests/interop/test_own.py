@@ -35,7 +35,7 @@ from dxdt.diffusion import (
     noise_to_signal,
 )
 from dxdt.interop.description import describe, restore
-from dxdt.nn import ScoreUNet, UNet, adm, ddpm, ddpmpp, ncsnpp
+from dxdt.nn import MagnitudeUNet, ScoreUNet, UNet, adm, ddpm, ddpmpp, edm2, ncsnpp
 from processes import PROCESSES
 
 
@@ -67,6 +67,11 @@ WHOLE = [
     Denoiser(UNet(1, channels=8, blocks=1), VP(Cosine()), Noise()),
     Preconditioned(net(), EDM(), EDMPreconditioning(0.3)),
     Preconditioned(net(), VP(), VPPreconditioning(Linear(0.1, 20.0), 100)),
+    Preconditioned(
+        MagnitudeUNet(edm2(1, width=8, multipliers=(1, 8), blocks=1, attention=(1,), labels=3)),
+        EDM(),
+        EDMPreconditioning(),
+    ),
     Denoiser(
         interop.MeanPart(ScoreUNet(adm(1, width=8, multipliers=(1, 2), blocks=1, attention=(1,), out_channels=2))), VP()
     ),
@@ -99,7 +104,7 @@ def test_every_process_has_a_description(process: Process):
     assert torch.equal(again.c(t), process.c(t))
 
 
-@pytest.mark.parametrize("architecture", [ncsnpp(), ddpm(), adm(), ddpmpp(labels=3)])
+@pytest.mark.parametrize("architecture", [ncsnpp(), ddpm(), adm(), ddpmpp(labels=3), edm2()])
 def test_every_architecture_has_a_description(architecture: Any):
     assert restore(json.loads(json.dumps(describe(architecture))), "here") == architecture
 

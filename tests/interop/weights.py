@@ -25,6 +25,8 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     frequencies of Fourier features have the deviation that networks are made with.
     """
     z = numbers(name, math.prod(shape)).reshape(shape)
+    if not shape:
+        return 1 + 0.1 * z
     if name.endswith((".W", "freqs", "time_proj.weight")) and len(shape) == 1:
         return 16 * z
     if len(shape) == 1:

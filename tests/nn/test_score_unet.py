@@ -109,7 +109,7 @@ VARIANTS["without a filter"] = small(
 )
 VARIANTS["classes early"] = small(labels=Labels(5, early=True), augment=3)
 VARIANTS["adm"] = networks.adm(2, width=8, multipliers=(1, 2), blocks=1, attention=(0, 1), labels=5, out_channels=4)
-VARIANTS["ddpm"] = networks.ddpm(2, width=8, multipliers=(1, 2), blocks=1)
+VARIANTS["ddpm"] = networks.ddpm(2, width=64, multipliers=(1, 2), blocks=1)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop.description import agree, describe, moments_of, restore
-from dxdt.interop.net import MeanPart, build, quiet
-from dxdt.nn import Architecture, ScoreUNet, UNet
+from dxdt.interop.net import MeanPart, build, build_magnitude, quiet
+from dxdt.nn import Architecture, MagnitudeArchitecture, MagnitudeUNet, ScoreUNet, UNet
 from dxdt.ops.files import write_atomic
 from dxdt.ops.optional import require
 
@@ -63,11 +63,13 @@ def save(path: str | Path, denoiser: Denoiser | Preconditioned, *, about: Mappin
 def _describe_net(net: Any) -> dict[str, Any]:
     if isinstance(net, ScoreUNet):
         return {"kind": "ScoreUNet", "architecture": describe(net.architecture)}
+    if isinstance(net, MagnitudeUNet):
+        return {"kind": "MagnitudeUNet", "architecture": describe(net.architecture)}
     if isinstance(net, UNet) and net.options is not None:
         return {"kind": "UNet", "options": describe_options(net.options)}
     raise ValueError(
-        f"save: a {type(net).__name__} cannot be described in a file; store a ScoreUNet or a UNet with its own "
-        "embedding, or keep the weights of your module by torch.save(module.state_dict())."
+        f"save: a {type(net).__name__} cannot be described in a file; store a ScoreUNet, a MagnitudeUNet or a UNet "
+        "with its own embedding, or keep the weights of your module by torch.save(module.state_dict())."
     )
 
 
@@ -145,11 +147,13 @@ def load_own(path: Path, *, process: Process | None = None) -> Denoiser | Precon
 
 
 def _restore_net(said: Mapping[str, Any], where: str) -> nn.Module:
-    if said["kind"] == "ScoreUNet":
+    if said["kind"] in ("ScoreUNet", "MagnitudeUNet"):
         architecture = restore(said["architecture"], where)
-        if not isinstance(architecture, Architecture):
-            raise ValueError(f"{where}: {architecture!r} is stored as its architecture, and is none.")
-        return build(architecture)
+        if isinstance(architecture, Architecture):
+            return build(architecture)
+        if isinstance(architecture, MagnitudeArchitecture):
+            return build_magnitude(architecture)
+        raise ValueError(f"{where}: {architecture!r} is stored as its architecture, and is none.")
     if said["kind"] == "UNet":
         return UNet(**said["options"])
     raise ValueError(f"{where}: networks of kind {said['kind']!r} are not known here.")

@@ -1,7 +1,8 @@
-"""Network pickles of EDM: {ema, loss_fn, augment_pipe, dataset_kwargs}, with the source text of every class inside.
+"""Network pickles of EDM and EDM2: {ema, loss_fn, augment_pipe, dataset_kwargs}.
 
-That text is never run: networks are read as their attributes (`dxdt.interop.unpickle`), the arguments of their
-construction say what to build, and the tensors are carried over by name.
+The source text of every class is inside, and is never run: networks are read as their attributes
+(`dxdt.interop.unpickle`), the arguments of their construction say what to build, and the tensors are carried over by
+name.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dxdt.diffusion import (
     VEPreconditioning,
     VPPreconditioning,
 )
+from dxdt.interop import edm2
 from dxdt.interop.keys import KeyMap, Source, affine, load_weights, renamed
 from dxdt.interop.net import MeanPart, build, quiet
 from dxdt.interop.unpickle import Record, read_objects
@@ -87,6 +89,8 @@ def denoiser_of(content: Any, where: str, process: Process | None) -> Preconditi
     if not is_edm(content):
         raise ValueError(f"{where} holds no network under 'ema'; it is no pickle of EDM.")
     outer: Record = content["ema"]
+    if edm2.is_edm2(outer):
+        return edm2.denoiser_from(outer, where, process)
     inner = (outer.state.get("_modules") or {}).get("model")
     if not isinstance(inner, Record):
         raise ValueError(f"{where}: {outer.kind} wraps no network under 'model'; only networks of EDM are read.")
@@ -122,8 +126,8 @@ def _preconditioning(outer: Record, where: str) -> Preconditioning:
             return IDDPMPreconditioning(int(state["M"]), float(state["C_1"]), float(state["C_2"]))
         case kind:
             raise ValueError(
-                f"{where}: networks wrapped in {kind} are not read; EDMPrecond, VPPrecond, VEPrecond and "
-                "iDDPMPrecond are."
+                f"{where}: networks wrapped in {kind} are not read; EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond "
+                "and EDM2's Precond are."
             )
 
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dxdt.nn import Architecture, ScoreUNet
+from dxdt.nn import Architecture, MagnitudeArchitecture, MagnitudeUNet, ScoreUNet
 
-__all__ = ["MeanPart", "build", "quiet"]
+__all__ = ["MeanPart", "build", "build_magnitude", "quiet"]
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,6 +25,12 @@ def build(architecture: Architecture) -> ScoreUNet:
     """Return the network with weights that are about to be replaced, without touching the global generator."""
     with torch.random.fork_rng(devices=[]):
         return ScoreUNet(architecture)
+
+
+def build_magnitude(architecture: MagnitudeArchitecture) -> MagnitudeUNet:
+    """Return the network with weights that are about to be replaced, without touching the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        return MagnitudeUNet(architecture)
 
 
 @final

@@ -4,6 +4,7 @@ from dxdt.nn.blocks import BlockSpec
 from dxdt.nn.embeddings import FourierSpec, Labels, LogFourier, Positional, PositionalSpec
 from dxdt.nn.fast_tanh import FastTanh, fast_tanh
 from dxdt.nn.layers import ConcatSquash, Fourier, Sinusoidal, scaled, variance_scaling_
+from dxdt.nn.magnitude_unet import MagnitudeArchitecture, MagnitudeUNet, edm2
 from dxdt.nn.mlp import MLP, ConcatSquashField, MLPField
 from dxdt.nn.published import adm, ddpm, ddpmpp, edm_ddpmpp, edm_ncsnpp, ncsnpp, ncsnpp_1024
 from dxdt.nn.pyramid import Combine, Progressive
@@ -28,6 +29,8 @@ __all__ = [
     "LogFourier",
     "MLP",
     "MLPField",
+    "MagnitudeArchitecture",
+    "MagnitudeUNet",
     "Positional",
     "PositionalSpec",
     "Progressive",
@@ -39,6 +42,7 @@ __all__ = [
     "adm",
     "ddpm",
     "ddpmpp",
+    "edm2",
     "edm_ddpmpp",
     "edm_ncsnpp",
     "fast_tanh",

@@ -117,6 +117,9 @@ def ddpm(
 ) -> Architecture:
     """The network of DDPM, as score SDE trains it in continuous time (35.22M parameters).
 
+    Normalisations have 32 groups at any width, so give a `width` of 64 at least: groups of one channel would remove
+    what the embedding adds.
+
     Source: Ho et al., "Denoising diffusion probabilistic models" (2020), appendix B.
     """
     return Architecture(
@@ -149,7 +152,7 @@ def edm_ddpmpp(
 ) -> Architecture:
     """DDPM++ as retrained by EDM on CIFAR-10, told ln(sigma) / 4 (about 55.7M parameters).
 
-    Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), table 7.
+    Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), appendix F.
     """
     return Architecture(
         in_channels=channels,
@@ -181,7 +184,7 @@ def edm_ncsnpp(
 ) -> Architecture:
     """NCSN++ as retrained by EDM on CIFAR-10, told ln(sigma) / 4 (about 56.4M parameters).
 
-    Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), table 7.
+    Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), appendix F.
     """
     return Architecture(
         in_channels=channels,
@@ -220,7 +223,7 @@ def adm(
     Args:
         out_channels: twice `channels` where the network answers variances too.
 
-    Source: Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis" (2021), table 11.
+    Source: Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis" (2021), section 3.
     """
     return Architecture(
         in_channels=channels,

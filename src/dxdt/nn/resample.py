@@ -7,8 +7,8 @@ With taps k (normalised to sum one) along both axes and z the images with zeros 
 zero outside the image. Taps (1, 1) give the mean of 2 x 2 pixels and nearest-neighbour growth; taps
 (1, 3, 3, 1) those without aliasing that NCSN++ uses.
 
-Source: Zhang, "Making convolutional networks shift-invariant again" (2019); Karras et al., "Analyzing and
-improving the image quality of StyleGAN" (2020), appendix B.
+Source: Zhang, "Making convolutional networks shift-invariant again" (2019); Song et al.,
+"Score-based generative modeling through SDEs" (2021), appendix H.
 """
 
 from __future__ import annotations

@@ -151,6 +151,8 @@ class UNet(nn.Module):
                 "heads": heads,
                 "dropout": dropout,
                 "features": features,
+                "classes": classes,
+                "patch": patch,
             }
         e = 4 * channels
         self.embedding = Sinusoidal(features) if embedding is None else embedding
