@@ -270,5 +270,5 @@ def grid_picture(images: Float[Tensor, "n channels height width"], columns: int,
     for k, image in enumerate(shown.permute(0, 2, 3, 1).numpy()):
         y, x = pad + (k // columns) * (h + pad), pad + (k % columns) * (w + pad)
         canvas[y : y + h, x : x + w] = image
-    scale = max(1, 560 // canvas.shape[1])
+    scale = max(1, 900 // canvas.shape[1])
     return Image.fromarray(canvas.repeat(scale, 0).repeat(scale, 1))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, final
 
-from dxdt.lab.config import differences, to_plain
+from dxdt.lab.config import differences, from_plain, to_plain
 from dxdt.lab.files import read_json, write_atomic, write_json
 
 
@@ -33,7 +33,7 @@ class Run:
         if fresh and config.exists():
             shutil.rmtree(folder)
         if config.exists():
-            changed = differences(read_json(config), plain)
+            changed = differences(_completed(read_json(config), settings), plain)
             if changed:
                 raise ValueError(
                     f"{folder} holds a run with another {', '.join(changed)}; "
@@ -70,6 +70,14 @@ class Run:
             return
         kept = [row for row in _lines(self.metrics) if row.get("series") != series or row.get("step", 0) <= step]
         write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _completed(old: Any, settings: Any) -> Any:
+    """Give settings on disk the defaults of those that are newer than the file."""
+    try:
+        return json.loads(json.dumps(to_plain(from_plain(type(settings), old))))
+    except (ValueError, TypeError, AttributeError):
+        return old
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dxdt.diffusion import Conditioned, Levels, Objective, sample
+from dxdt.interop import load_own, save
+from dxdt.interop.checkpoint import read_safetensors
 from dxdt.lab.choices import (
     AnswerChoice,
     Augment,
@@ -23,13 +26,12 @@ from dxdt.lab.choices import (
 )
 from dxdt.lab.config import from_plain, to_plain
 from dxdt.lab.draws import Draws, Order
-from dxdt.lab.files import load_checkpoint, save_checkpoint, write_picture
+from dxdt.lab.files import write_picture
 from dxdt.lab.images import Augmentation, ImageSet, grid_picture
 from dxdt.lab.plots import losses
 from dxdt.lab.readers import open_images
 from dxdt.lab.run import Run
 from dxdt.lab.train import Trainee, Training, train
-from dxdt.solve import Heun
 
 FORMAT = "dxdt score model 1"
 SERIES = "score"
@@ -195,36 +197,37 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
             losses(folder / "losses.png", {SERIES: rows})
         if settings.pictures:
             path = folder / "pictures" / f"{trainee.step:07d}.png"
-            write_picture(path, grid_picture(draw(model, settings.pictures, settings.picture_steps), 10))
+            write_picture(path, grid_picture(draw(model, settings.pictures, steps=settings.picture_steps), 10))
 
-    average: Any = train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, quiet=quiet)
-    return ScoreModel(average.denoiser, settings, images.shape, levels, classes, settings.training.steps)
+    train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, quiet=quiet)
+    return load_model(folder)
 
 
 @torch.no_grad()
-def draw(model: ScoreModel, count: int, steps: int | None, *, seed: int = 0, **options: Any) -> Tensor:
-    """Return samples (count, channels, height, width) in [0, 1], of the classes in turn.
+def draw(model: ScoreModel, count: int, *, seed: int = 0, label: int | None = None, **options: Any) -> Tensor:
+    """Return samples (count, channels, height, width) in [0, 1].
 
     Args:
         model: where from.
         count: how many.
-        steps: of the solver, or None for an adaptive one.
         seed: names the samples.
+        label: class of all; every class in turn by default, where the model knows classes.
         options: as in `dxdt.diffusion.sample`.
     """
     device = _device(model.denoiser)
     denoiser: Any = model.denoiser
-    if model.classes is not None:
+    if label is not None:
+        denoiser = model.of_class(torch.full((count,), label, device=device))
+    elif model.classes is not None:
         denoiser = model.of_class(torch.arange(count, device=device) % len(model.classes))
-    if steps is not None and not options.get("tau"):
-        options.setdefault("solver", Heun())
-    x = sample(denoiser, (count, *model.shape), steps=steps, seed=seed, device=device, **options)
+    x = sample(denoiser, (count, *model.shape), seed=seed, device=device, **options)
     return ((x - model.levels.low) / (model.levels.high - model.levels.low)).clamp(0, 1)
 
 
 def save_model(path: Path, model: ScoreModel, about: dict[str, Any]) -> None:
-    """Write a model for use: its weights, and the settings that rebuild it, in one safetensors file."""
-    save_checkpoint(path, dict(model.denoiser.state_dict()), {**about, "step": model.step})
+    """Write a model for use: weights, network, process and settings, in one safetensors file."""
+    denoiser: Any = model.denoiser
+    save(path, denoiser, about={**about, "step": model.step})
 
 
 def load_model(path: Path) -> ScoreModel:
@@ -237,17 +240,13 @@ def load_model(path: Path) -> ScoreModel:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"there is no model {file}; train one with dxdt train score --out {path}.")
-    tensors, about = load_checkpoint(file)
+    denoiser = load_own(file)
+    about = json.loads(read_safetensors(file)[1]["dxdt"]).get("about", {})
     if about.get("format") != FORMAT:
-        raise ValueError(f"{file} is no score model of this laboratory (its header says {about.get('format')}).")
+        raise ValueError(f"{file} holds a denoiser, and nothing about its images; load it by dxdt.interop.load.")
     settings = from_plain(Score, about["settings"])
     channels, height, width = about["shape"]
     classes = None if about["classes"] is None else tuple(about["classes"])
-    denoiser = build(settings, (channels, height, width), len(classes) if classes else None)
-    try:
-        denoiser.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{file}: the weights do not fit the settings beside them: {error}") from error
     levels = Levels(about["levels"], settings.low, settings.high)
     denoiser = denoiser.eval().requires_grad_(False)
     return ScoreModel(denoiser, settings, (channels, height, width), levels, classes, about["step"])

@@ -241,6 +241,8 @@ def train(
         disable=quiet or not trainee.main,
     )
     with bar, _own_randomness(trainee):
+        if watch is not None and trainee.step == settings.steps:
+            watch(trainee)  # a kill after the last checkpoint may have lost it
         while trainee.step < settings.steps:
             value = trainee.advance(loss)
             bar.update(settings.batch)

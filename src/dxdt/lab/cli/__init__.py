@@ -10,6 +10,10 @@ import tyro
 from rich.console import Console
 
 from dxdt.lab.bench import bench
+from dxdt.lab.cli.evaluate import evaluate
+from dxdt.lab.cli.likelihood import likelihood
+from dxdt.lab.cli.runs import runs
+from dxdt.lab.cli.sample import sample
 from dxdt.lab.cli.train import train_command
 from dxdt.lab.demo import Demo, quick, run_demo
 from dxdt.lab.info import print_info
@@ -63,7 +67,16 @@ def main(args: list[str] | None = None) -> None:
             train_command(args[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "train": train, "bench": bench, "info": info},
+            {
+                "demo": demo,
+                "train": train,
+                "sample": sample,
+                "likelihood": likelihood,
+                "evaluate": evaluate,
+                "runs": runs,
+                "bench": bench,
+                "info": info,
+            },
             args=args,
             prog="dxdt",
             description="Learning with differential equations.",

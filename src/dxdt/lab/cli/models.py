@@ -1,0 +1,101 @@
+"""What the commands on a trained model share: opening it, of whatever kind, and batches of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dxdt.diffusion import Levels
+from dxdt.interop import load
+from dxdt.lab.data import data_folder
+from dxdt.lab.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
+from dxdt.lab.score import Score, ScoreModel, draw, load_model
+from dxdt.lab.solvers import grid_named, solver_named
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw samples.
+
+    Attributes:
+        steps: of the solver; 0 for one that chooses its own by a tolerance.
+        solver: name of any solver of the library.
+        order: of a solver that has several; 0 for its own.
+        grid: where the steps are: Time, LogSNR, Karras, ...; the solver's own by default.
+        tau: share of noise, 0 for the probability flow, 1 for the reverse SDE.
+        t0: last time.
+        seed: names the samples; sample k of a batch is the same for every size of the batch.
+        label: class to draw, or all in turn.
+        batch: images at a time.
+    """
+
+    steps: int = 20
+    solver: str | None = None
+    order: int = 0
+    grid: str | None = None
+    tau: float = 0.0
+    t0: float = 1e-3
+    seed: int = 0
+    label: int | None = None
+    batch: int = 250
+
+
+def open_model(
+    path: str, shape: tuple[int, int, int] | None = None, low: float | None = None, high: float | None = None
+) -> ScoreModel:
+    """Return a model from a run, one of our files, a foreign checkpoint, or the name mnist_ddpm.
+
+    Args:
+        path: folder or file, or the name.
+        shape: channels, height, width of the images, where the file does not say.
+        low, high: interval of their levels, where the file does not say; -1 and 1 by default.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it cannot be read, or does not say of which shape its images are.
+    """
+    if path == "mnist_ddpm":
+        folder = data_folder()
+        if folder is None:
+            raise FileNotFoundError("mnist_ddpm is read from the folder that DXDT_DATA names; set it.")
+        return ScoreModel(mnist_ddpm(folder), Score(), (1, 28, 28), MNIST_DDPM_LEVELS, None, 0)
+    place = Path(path)
+    if (place / "config.json").exists() and not (place / "model.safetensors").exists():
+        return load_model(place)  # says that nothing is trained yet
+    if (place / "model.safetensors").exists():
+        return load_model(place)
+    denoiser = load(place)
+    if place.suffix == ".safetensors":
+        try:
+            return load_model(place)
+        except ValueError:
+            pass  # one of our files that knows nothing about images
+    if shape is None:
+        raise ValueError(f"{path} does not say of which shape its images are; give --shape CHANNELS HEIGHT WIDTH.")
+    levels = Levels(256, -1.0 if low is None else low, 1.0 if high is None else high)
+    return ScoreModel(denoiser.eval().requires_grad_(False), Score(), shape, levels, None, 0)
+
+
+def drawn(model: ScoreModel, count: int, how: Sampling, *, quiet: bool = False) -> Iterator[Tensor]:
+    """Yield batches of samples (n, channels, height, width) in [0, 1]; of the classes in turn.
+
+    Raises:
+        ValueError: the solver, the grid or the class does not exist.
+    """
+    options: dict[str, Any] = {"steps": how.steps or None, "tau": how.tau, "t0": how.t0}
+    if how.solver is not None:
+        options["solver"] = solver_named(how.solver, how.order or None)
+    if how.grid is not None:
+        options["grid"] = grid_named(how.grid)
+    bar = tqdm(total=count, desc="sampling", unit="image", disable=quiet)
+    with bar:
+        for first in range(0, count, how.batch):
+            # Numbers beyond the batch belong to other seeds, far from those that people choose.
+            seed = how.seed + (first << 32)
+            yield draw(model, min(how.batch, count - first), seed=seed, label=how.label, **options)
+            bar.update(min(how.batch, count - first))
