@@ -117,11 +117,24 @@ class CosineTime(TimeGrid):
 @final
 @dataclass(frozen=True)
 class LogSNR(TimeGrid):
-    """Steps of equal length in lam = log(a / c)."""
+    """Steps of equal length in lam = log(a / c).
+
+    Args:
+        lowest: where lam begins below it, minus infinity included, the first step goes there at once and the
+            others are equal; minus infinity for equal steps always.
+    """
+
+    lowest: float = -math.inf
 
     def place(self, process: Process, u: Tensor, t1: Tensor, t0: Tensor) -> Tensor:
-        start, end = _lam(self, process, t1), _lam(self, process, t0)
-        return process.time(start + u * (end - start))
+        n, end = len(u) - 1, _lam(self, process, t0)
+        start = process.lam(t1)
+        far = start < self.lowest
+        start = torch.where(far, self.lowest, start) if n > 1 else start
+        if not bool(torch.isfinite(start).all()):
+            _lam(self, process, t1)
+        rest = ((n * u - 1) / max(n - 1, 1)).clamp(min=0)
+        return process.time(start + torch.where(far, rest, u) * (end - start))
 
 
 @final

@@ -123,7 +123,7 @@ class Exponential(Solver):
     @property
     def known_grid(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Methods with history need known steps."""
-        return not self.single
+        return self.memory > 0
 
     @property
     def error_order(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]

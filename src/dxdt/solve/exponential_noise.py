@@ -43,6 +43,10 @@ class StepNoise:
         """Not asked for: the path lives on the clock of lam."""
         raise NotImplementedError("the noise of an exponential integrator has no increments in time")
 
+    def normals(self, step: Any, stream: int, size: int) -> Tensor:
+        """Normals beside the path; see `paths.driver.Bound`."""
+        return self.bound.normals(step, stream, size)
+
     def unit(self, start: np.ndarray, end: np.ndarray, step: Ticks) -> Tensor:
         """The noise over [start, end] in lam ``(R,)`` in units of its standard deviation, ``(R, n)``."""
         if not self.refines:

@@ -80,11 +80,11 @@ def _of_step(
     tensors = [x for x in (t, dt, gaps) if isinstance(x, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
     t, dt = (torch.as_tensor(x, dtype=torch.float64, device=device).reshape(-1).expand(rows) for x in (t, dt))
-    gaps = t.new_zeros(rows, memory) if gaps is None else gaps
-    ago = t[:, None] - gaps.cumsum(1)
+    past = t.new_zeros(rows, memory) if gaps is None else gaps
+    ago = t[:, None] - past.cumsum(1)
     knots = Knots.at(equation, torch.cat([t[:, None], (t + dt)[:, None], ago], 1)[None])
     s, end, back = (knots.part((..., i)) for i in (0, 1, slice(2, None)))
-    real = (gaps != 0) & torch.isfinite(back.lam[0])
+    real = (past != 0) & torch.isfinite(back.lam[0])
     valid = real.long().cumprod(1).sum(1)[None] if memory else torch.zeros(1, rows, dtype=torch.int64, device=device)
     left = torch.full_like(valid, 1 << 30)
     return _Steps(equation, s, end, back, valid, left, dense, errors)

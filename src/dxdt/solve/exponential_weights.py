@@ -124,6 +124,8 @@ class DataPrediction(Prediction):
 
     def transfer(self, s: Knots, t: Knots, tau: float) -> Transfer:
         h = t.lam - s.lam
+        if not tau:  # the root below has no derivative at zero
+            return Transfer(t.c / s.c, t.a, h, torch.zeros_like(h))
         fade = torch.exp(-(tau**2) * h)
         return Transfer(t.c / s.c * fade, t.a, h, t.c * (-torch.expm1(-2 * tau**2 * h)).sqrt())
 
