@@ -9,12 +9,17 @@ from torch import Tensor
 from dxdt.diffusion import (
     VP,
     Denoiser,
+    Given,
+    Karras,
+    Landing,
     Levels,
+    LogSNR,
     MixtureOracle,
     Prior,
     Process,
     SubVP,
     bits_per_dim,
+    draw,
     gaussian_oracle,
     integrate,
     log_likelihood,
@@ -24,8 +29,8 @@ from dxdt.diffusion import (
 )
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
-from dxdt.solve import RK4
-from processes import CLASSIC, MeanReverting
+from dxdt.solve import RK4, EulerMaruyama, Exponential
+from processes import CLASSIC, PROCESSES, MeanReverting
 
 M = torch.tensor([0.5, -1.0, 0.0]).double()
 S = torch.tensor([0.3, 0.8, 1.2]).double()
@@ -86,7 +91,7 @@ def test_solve_draws_what_the_recursion_says():
     m1, v1 = moments(VP(), 1.0)
     x1 = m1 + v1.sqrt() * prior_noise((n, 3), 1, dtype=torch.float64)
     oracle = gaussian_oracle(VP(), M, S)
-    x = integrate(oracle, x1, steps=steps, tau=1.0, seed=3, t0=0.05).y1
+    x = integrate(oracle, x1, steps=steps, tau=1.0, seed=3, t0=0.05, solver=EulerMaruyama()).y1
     mean, variance = recursion(VP(), 1.0, steps, 0.05)
     assert ((x.mean(0) - mean).abs() < 4 * (variance / n).sqrt()).all()
     assert ((x.var(0) - variance).abs() < 4 * variance * (2 / n) ** 0.5).all()
@@ -220,6 +225,63 @@ def test_a_wider_prior_can_be_named():
     assert torch.allclose(wide.log_prob - plain.log_prob, shift)
 
 
+@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_every_process_is_sampled_in_few_steps(process: Process, tau: float):
+    n = 2000
+    mu = 0.3 * torch.ones(1, 3, dtype=torch.float64) if process.prior_std == 0 or process.centred else None
+    oracle = gaussian_oracle(process, M, S)
+    found = draw(oracle, (n, 3), steps=40, tau=tau, seed=2, dtype=torch.float64, mu=mu)
+    # What the prior leaves out is part of the process, not of the sampler.
+    end = torch.tensor(process.t1, dtype=torch.float64)
+    left = 0.03 + (0 if process.prior_std == 0 else 2 * process.lam(end).exp())
+    assert ((found.x.mean(0) - M).abs() < 4 * S / n**0.5 + left * (M.abs() + S)).all()
+    assert ((found.x.std(0) / S - 1).abs() < 4 / (2 * n) ** 0.5 + 0.1 + left).all()
+    assert found.evaluations == 40
+
+
+def test_steps_count_what_moves_a_sample():
+    for steps in (1, 2, 7):
+        for denoise in (True, False):
+            found = draw(ORACLE, (2, 3), steps=steps, denoise=denoise, dtype=torch.float64, t0=0.01)
+            assert found.evaluations == steps
+    kept = draw(ORACLE, (2, 3), steps=7, trajectory=True, dtype=torch.float64)
+    assert kept.path is not None and kept.times is not None
+    assert kept.path.shape == (7, 2, 3) and kept.times.shape == (7, 2)
+    assert kept.times[0, 0] == 1 and kept.times[-1, 0] == VP().t0
+    landed = draw(ORACLE, (2, 3), steps=8, grid=Landing(LogSNR()), denoise=False, dtype=torch.float64)
+    assert torch.allclose(landed.x, draw(ORACLE, (2, 3), steps=8, dtype=torch.float64).x, atol=1e-12)
+    with pytest.raises(ValueError, match="trajectory"):
+        sample(ORACLE, (2, 3), steps=4, trajectory=True)
+
+
+def test_a_sample_that_fails_harms_no_other():
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((torch.arange(len(x)) == 1)[:, None], torch.nan, 0.9 * x)
+
+    denoiser = Denoiser(net, VP())
+    for options in ({"steps": 6}, {"steps": 6, "tau": 1.0}, {}):
+        with pytest.warns(RuntimeWarning, match="1 of 4 samples failed"):
+            found = draw(denoiser, (4, 3), seed=1, **options)
+        assert torch.isfinite(found.x).all(1).tolist() == [True, False, True, True]
+        alone = draw(Denoiser(lambda x, t: 0.9 * x, VP()), (4, 3), seed=1, **options)
+        assert torch.equal(found.x[[0, 2, 3]], alone.x[[0, 2, 3]]) or not options
+
+
+def test_samples_start_where_they_are():
+    t1 = torch.tensor([1.0, 0.6, 0.3, 0.05], dtype=torch.float64)
+    x = torch.stack([moments(VP(), t.item())[0] + moments(VP(), t.item())[1].sqrt() for t in t1])
+    m0, v0 = moments(VP(), 0.01)
+    for options in ({"rtol": 1e-8, "atol": 1e-8}, {"steps": 80, "solver": Exponential(order=3)}):
+        found = integrate(ORACLE, x, t1=t1, t0=0.01, **options).y1
+        assert torch.allclose(found, (m0 + v0.sqrt()).expand(4, 3), atol=1e-5)
+
+
+def test_temperature_narrows_the_prior():
+    cold, warm = (sample(ORACLE, (500, 3), steps=20, temperature=k, dtype=torch.float64) for k in (0.5, 1.0))
+    assert torch.allclose(cold.std(0) / warm.std(0), torch.full((3,), 0.5, dtype=torch.float64), atol=1e-3)
+
+
 ORACLE = gaussian_oracle(VP(), M, S)
 
 
@@ -229,8 +291,13 @@ ORACLE = gaussian_oracle(VP(), M, S)
         (lambda: reverse(ORACLE, tau=1.5), "tau=1.5"),
         (lambda: sample(ORACLE, (4, 3), steps=0), "steps=0"),
         (lambda: sample(ORACLE, (4, 3), tau=1.0), "steps=500"),
-        (lambda: sample(ORACLE, (4, 3), t0=0.0), "t0=0.0"),
+        (lambda: sample(ORACLE, (4, 3), t0=0.0), "t0=0 "),
         (lambda: sample(ORACLE, (4,)), "batch"),
+        (lambda: sample(ORACLE, (4, 3), grid=Karras()), "steps=500"),
+        (lambda: sample(ORACLE, (4, 3), temperature=0.0), "temperature"),
+        (lambda: sample(ORACLE, (4, 3), steps=4, mu=torch.zeros(5, 3)), "mu of shape"),
+        (lambda: integrate(ORACLE, M[None], steps=4, t1=1.5), "not inside"),
+        (lambda: integrate(ORACLE, M[None], grid=Given([2.0, 0.5])), "not inside"),
         (lambda: sample(ORACLE, (0, 3)), "batch"),
         (lambda: bits_per_dim(ORACLE, torch.zeros(0, 3)), "0 images"),
         (lambda: bits_per_dim(ORACLE, torch.full((1, 3), 0.5)), "integers 0 to 255"),
