@@ -59,6 +59,10 @@ def test_annealed_langevin_leaves_every_marginal_invariant_to_its_order(process:
     assert torch.allclose(errors[0], 16 * errors[1], rtol=1e-6, atol=1e-15)
 
 
+# Every third of the many processes at once, all of them with -m slow.
+MOST = [p if k < 6 or k % 3 == 0 else pytest.param(p, marks=pytest.mark.slow) for k, p in enumerate(PROCESSES)]
+
+
 def grid_of(process: Process, steps: int) -> Tensor:
     low, high = ends(process)
     lam = process.lam(torch.tensor([high, low], dtype=DOUBLE))
@@ -74,7 +78,7 @@ def error(solver, process: Process, steps: int, tau: float, streams: int) -> flo
     return max(((m - m0) / v0.sqrt()).abs().max().item(), ((v / v0).sqrt() - 1).abs().max().item())
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", MOST, ids=repr)
 @pytest.mark.parametrize(
     ("solver", "tau", "streams"),
     [(pc(ReverseDiffusion()), 1.0, 1), (pc(Ancestral(), 0.1, 2, first=False), 1.0, 2)],

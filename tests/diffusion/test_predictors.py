@@ -44,6 +44,15 @@ MIXTURE = (
 )
 
 
+# Every third of the many processes at once, all of them with -m slow.
+MOST = [p if k < 8 or k % 3 == 0 else pytest.param(p, marks=pytest.mark.slow) for k, p in enumerate(PROCESSES)]
+WIDE = [
+    p if k < 6 or isinstance(p, EDM) else pytest.param(p, marks=pytest.mark.slow)
+    for k, p in enumerate(PROCESSES)
+    if p.prior_std > 0
+]
+
+
 def uneven(process: Process, steps: int) -> Tensor:
     """A grid of equal steps in log(a / c)."""
     low, high = ends(process)
@@ -62,7 +71,7 @@ def error(solver, process: Process, steps: int, tau: float, streams: int = 0) ->
     return max(((m - m0) / v0.sqrt()).abs().max().item(), ((v / v0).sqrt() - 1).abs().max().item())
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+@pytest.mark.parametrize("process", MOST, ids=repr)
 @pytest.mark.parametrize(
     ("solver", "tau", "bound"),
     [
@@ -219,7 +228,7 @@ def test_churn_is_algorithm_two():
     assert found.stats.evaluations == 2 * (n - 1)
 
 
-@pytest.mark.parametrize("process", [p for p in PROCESSES if p.prior_std > 0], ids=repr)
+@pytest.mark.parametrize("process", WIDE, ids=repr)
 def test_churn_keeps_the_marginals_of_every_process(process: Process):
     errors = [error(Churn(Heun(), gamma=10 / steps), process, steps, 0.0, streams=1) for steps in (32, 64)]
     assert errors[1] < 0.05, errors
