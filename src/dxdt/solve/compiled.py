@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dxdt.ops.clock import from_host
-from dxdt.solve.engine import Chunk, Records, chunks, identity
+from dxdt.solve.engine import Chunk, Records, chunks, identified
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
@@ -54,7 +54,7 @@ def check_field(plan: Plan, y: Tensor) -> None:
         CannotCompile: the field writes into the state, or draws random numbers.
     """
     equation = plan.equation
-    key = identity(fields_of(equation.equation)), equation.layout
+    key = identified(plan), equation.layout
     if key not in _checked:
         if len(_checked) >= _FIELDS:
             del _checked[next(iter(_checked))]

@@ -103,8 +103,7 @@ class _Task:
 
     def solve(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         plan, y = self.plan, self.inputs.y.detach()
-        f = fields_of(plan.equation.equation)
-        self.program, _, _ = prepare(plan, f, y, self.dt, True, False)
+        self.program, _, _ = prepare(plan, y, self.dt, True, False)
         self.forward = Forward(plan, self.recorder, keep=True)
         outcome = self.forward.run(y, self.dt)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.

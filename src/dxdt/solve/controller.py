@@ -268,6 +268,8 @@ class PID(Controller):
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
+            if type(value) is float and 0 <= value < float("inf"):
+                continue
             for x in leaves(value):
                 x = to_host(x) if isinstance(x, Tensor) else np.asarray(x, dtype=np.float64)
                 if not ((x >= 0) & np.isfinite(x)).all():
@@ -285,7 +287,8 @@ class PID(Controller):
 
     def scale(self, layout: Layout) -> Scale:
         atol, rtol = layout.spread(self.atol, "PID.atol"), layout.spread(self.rtol, "PID.rtol")
-        if bool(torch.as_tensor(atol + rtol == 0).any()):
+        least = atol + rtol
+        if bool((least == 0).any()) if isinstance(least, Tensor) else least == 0:
             raise ValueError("PID has rtol = atol = 0, which no step can meet: give one of them a positive value")
         return Scale(atol, rtol, self.norm)
 

@@ -28,7 +28,7 @@ from dxdt.solve.ahead import Ahead
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
 from dxdt.solve.equation import _filled
 from dxdt.solve.fallback import CannotCompile, warn_once, why
-from dxdt.solve.form import Form
+from dxdt.solve.form import Form, fields_of
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.reverse_chunk import reverse
@@ -42,6 +42,7 @@ __all__ = [
     "Records",
     "Shape",
     "chunks",
+    "identified",
     "identity",
     "prepare",
 ]
@@ -274,9 +275,10 @@ def identity(f: Any, depth: int = 4) -> Any:
     if isinstance(f, tuple):
         return tuple(identity(x, depth) for x in f)
     if isinstance(f, nn.Module):
-        parts = tuple((type(m), m.training) for m in f.modules())
-        tensors = tuple((tuple(p.shape), p.dtype, p.device) for p in (*f.parameters(), *f.buffers()))
-        return parts, tensors
+        modules = list(f.modules())
+        tensors = [p for m in modules for held in (m._parameters, m._buffers) for p in held.values() if p is not None]
+        kinds = tuple([(type(m), m.training) for m in modules])
+        return kinds, tuple([(tuple(p.shape), p.dtype, p.device) for p in tensors])
     owner = getattr(f, "__self__", None)
     code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
     if code is None:
@@ -288,6 +290,14 @@ def identity(f: Any, depth: int = 4) -> Any:
         if depth and (isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__"))
     )
     return code, inner
+
+
+def identified(plan: Plan) -> Any:
+    """The identity of the fields of a solve, formed once."""
+    memo = plan.equation.outlook.memo
+    if "identity" not in memo:
+        memo["identity"] = identity(fields_of(plan.equation.equation))
+    return memo["identity"]
 
 
 def _static(controller: Controller) -> tuple[Controller, Any]:
@@ -310,7 +320,7 @@ def _same_tolerances(controller: PID) -> PID:
 _GRID = Grid([0.0, 1.0])
 
 
-def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
+def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
     """The program of a solve, the first step and the table of its grid.
 
     Raises:
@@ -331,7 +341,7 @@ def prepare(plan: Plan, f: Any, y: Tensor, dt: Any, starts: bool, bounded: bool)
         controller,
         layout,
         Form.of(plan.equation),
-        identity(f),
+        identified(plan),
         plan.scale is not None,
         starts,
         plan.dense,
@@ -353,7 +363,7 @@ def chunks(
     Raises:
         CannotCompile: the solve or the field has no compiled form.
     """
-    program, dt, table = prepare(plan, f, y, dt, starts, bounded)
+    program, dt, table = prepare(plan, y, dt, starts, bounded)
     slots, size = program.shape.slots, program.shape.controller.state_size
     ahead = Ahead.of(plan, dt, slots)
     x = _inputs(plan, table, y)
@@ -367,21 +377,28 @@ def chunks(
         used, packed = int(out[0]), out[1:]
         carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
         yield Chunk(carry, used, records, noise)
-        if not bool((carry.status == RUNNING).any()):
+        if not (carry.status.numpy() == RUNNING).any():
             return
         name, given = "more", (tuple(packed),)
 
 
 def _tensor(values: Any, like: Tensor) -> Tensor:
-    return torch.as_tensor(np.atleast_1d(values), dtype=torch.float64, device=like.device)
+    host = torch.from_numpy(np.array(values, dtype=np.float64, ndmin=1))
+    return host if like.device.type == "cpu" else host.to(like.device)
+
+
+@lru_cache(maxsize=256)
+def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as an input; no program writes into its inputs but the records."""
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
     atol = rtol = None
     if plan.scale is not None:
-        atol, rtol = (torch.as_tensor(v, dtype=y.dtype, device=y.device) for v in plan.scale[:2])
+        atol, rtol = (v.to(y) if isinstance(v, Tensor) else _number(v, y.dtype, y.device) for v in plan.scale[:2])
     span = plan.span
-    limit = torch.tensor(plan.max_steps, device=y.device)
+    limit = _number(plan.max_steps, torch.int64, y.device)
     if table is not None:
         table = _tensor(table, y)
         torch._dynamo.mark_dynamic(table, 0)  # a grid of another length runs the same program

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,8 @@ def _compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, re
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
-    if has_values(y) and not bool(torch.isfinite(y.detach()).all()):
+    # The sum tells in one operation that all is well; where it does not, it may have overflowed by itself.
+    if has_values(y) and not isfinite(y.detach().sum()) and not bool(torch.isfinite(y.detach()).all()):
         raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: give at least 1")
@@ -292,7 +294,10 @@ def _finish(
     if recorder.times is not None or recorder.every:
         parts.add(*_middle(outcome, recorder, layout, interval, inputs))
     if save.end:
-        parts.add(carry.t[None], ok[None], HOST.choose(ok, outcome.y, torch.full_like(outcome.y, float("nan")))[None])
+        last = outcome.y
+        if not ok.all():
+            last = HOST.choose(ok, last, torch.full_like(last, float("nan")))
+        parts.add(carry.t[None], ok[None], last[None])
     ts, reached, ys = parts.joined()
     values = None if ys is None else layout.unpack(ys)
     if save.fn is not None and values is not None:
@@ -347,7 +352,7 @@ def _events(outcome: Outcome, recorder: Recorder) -> tuple[Tensor | None, Tensor
 def _as_rows(carry: Carry) -> Carry:
     """A carry whose clocks are arrays, also where there is one."""
     names = ("t", "status", "attempts", "accepted")
-    return carry._replace(**{name: np.atleast_1d(getattr(carry, name)) for name in names})
+    return carry._replace(**{name: x if (x := getattr(carry, name)).ndim else x.reshape(1) for name in names})
 
 
 class _Parts:
@@ -367,7 +372,13 @@ class _Parts:
     def joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
         if not self.ys:
             return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool), None
-        ts, reached = (torch.from_numpy(np.concatenate(x)).to(self.layout.device) for x in (self.ts, self.reached))
+        one, on_host = len(self.ys) == 1, self.layout.device.type == "cpu"
+        ts, reached = (
+            torch.from_numpy(x[0] if one and x[0].flags.writeable else np.concatenate(x))
+            for x in (self.ts, self.reached)
+        )
+        if not on_host:
+            ts, reached = ts.to(self.layout.device), reached.to(self.layout.device)
         ys = self.ys[0] if len(self.ys) == 1 else torch.cat(self.ys)
         if not self.layout.per_sample:
             ts, reached = ts[:, 0], reached[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class Interval:
             ValueError: a shape that does not fit, times that are not finite or not strictly
                 monotone, or a pair whose ends are equal.
         """
+        if type(t) is tuple and len(t) == 2 and type(t[0]) is float is type(t[1]) and _is_span(*t):
+            return cls(np.full(layout.rows, t[0]), np.full(layout.rows, t[1]), None, None)
         if t is None:
             raise ValueError("solve has no t: give the span as a pair (t0, t1)")
         if isinstance(t, (str, int, float, complex)) or not (hasattr(t, "__len__") or hasattr(t, "__iter__")):
@@ -104,6 +107,11 @@ def _row(point: Any, layout: Layout) -> np.ndarray:
             + (f", or one for each of the {layout.rows} samples" if layout.per_sample else ", or set per_sample=True")
         )
     return value
+
+
+def _is_span(t0: float, t1: float) -> bool:
+    """Whether a pair of numbers needs no further look."""
+    return isfinite(t0) and isfinite(t1) and t0 != t1
 
 
 def _check(host: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ __all__ = ["Native", "load"]
 
 _FLAGS = (
     *("-std=c++17", "-shared", "-fPIC", "-w", "-O3", "-march=native", "-fopenmp-simd"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
 _SECONDS = 120
+# Elements of a vector that shares its memory with others.
+_SHORT = 1024
 
 
 @lru_cache(maxsize=1)
@@ -94,6 +97,14 @@ class Native:
         run.restype = ctypes.c_int  # pyright: ignore[reportFunctionMemberAccess]
         self._pointers = ctypes.c_void_p * len(source.given)
         self._places = ctypes.c_void_p * max(1, len(source.made))
+        # Short vectors are cut from one piece a dtype: most of the cost of a short solve would be their making.
+        short: dict[torch.dtype, list[int]] = {}
+        for i, made in enumerate(source.made):
+            if made is not None and len(made[0]) <= 1 and prod(made[0]) <= _SHORT:
+                short.setdefault(made[1], []).append(i)
+        self._short = [(dtype, at, [prod(source.made[i][0]) for i in at]) for dtype, at in short.items()]  # pyright: ignore[reportOptionalSubscript]
+        self._long = [(i, *m) for i, m in enumerate(source.made) if m is not None and i not in short.get(m[1], ())]
+        self._flat = [i for _, at, _ in self._short for i in at if not source.made[i][0]]  # pyright: ignore[reportOptionalSubscript]
 
     def __call__(self, *given: Any) -> tuple[Tensor | None, ...]:
         """The new tensors.
@@ -103,8 +114,15 @@ class Native:
         """
         held = [x if tensor else ctypes.c_int64(x) for x, tensor in zip(given, self._given, strict=True)]
         pointers = [x.data_ptr() if isinstance(x, Tensor) else ctypes.addressof(x) for x in held]
-        made = [None if m is None else torch.empty(m[0], dtype=m[1]) for m in self._made]
+        made: list[Any] = [None] * len(self._made)
+        for i, shape, dtype in self._long:
+            made[i] = torch.empty(shape, dtype=dtype)
+        for dtype, at, sizes in self._short:
+            for i, part in zip(at, torch.empty(sum(sizes), dtype=dtype).split_with_sizes(sizes), strict=True):
+                made[i] = part
         places = [0 if m is None else m.data_ptr() for m in made]
         if self._run(self._pointers(*pointers), self._places(*places)):
             raise IndexError("an index that the field computes lies outside its table")
+        for i in self._flat:
+            made[i] = made[i].view(())
         return tuple(made)

@@ -121,11 +121,23 @@ template <class T, long M, long K, long N, long W>
 static void product(const T* a, long ars, long acs, const T* b, long brs, const T* panels, bool all, T* c) {
   constexpr int NV = W / Wide<T>::n > 0 ? W / Wide<T>::n : 1;
   constexpr int MR = M >= 8 ? (BYTES == 64 ? 8 : 4) : M >= 4 ? 4 : 1;
+  // Long rows lie at distances that meet in the same sets of the cache: the rows of a tile are put together.
+  T* rows = 0;
+  if (K >= 256 && M >= MR && MR > 1) {
+    rows = (T*)aligned_alloc(64, ((M / MR * MR * K * sizeof(T)) + 63) / 64 * 64);
+    for (long m = 0; m + MR <= M; m += MR)
+      for (int r = 0; r < MR; r++)
+        for (long k = 0; k < K; k++) rows[m * K + k * MR + r] = a[(m + r) * ars + k * acs];
+  }
   for (long j = 0; j < N; j += W) {
     const bool packed = all || j + W > N;
     const T* at = all ? panels + j * K : packed ? panels : b + j;
-    strip<T, MR, NV>(a, ars, acs, at, packed ? W : brs, K, c + j, N, M, N - j);
+    const long step = packed ? W : brs;
+    const long done = rows ? M / MR * MR : 0;
+    for (long m = 0; m < done; m += MR) tile<T, MR, NV>(rows + m * K, 1, MR, at, step, K, c + m * N + j, N, N - j);
+    strip<T, MR, NV>(a + done * ars, ars, acs, at, step, K, c + done * N + j, N, M - done, N - j);
   }
+  free(rows);
 }
 
 // c = a b where rows of a and columns of b are dense: sums along K, for a few rows and a large b.
