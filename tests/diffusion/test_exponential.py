@@ -215,7 +215,7 @@ def test_mean_and_variance_of_the_stochastic_samplers(process: Process, tau: flo
 def test_strong_order_one_on_one_path(kind: Any, order: int):
     """The same Brownian path at N, 2N and 4N steps."""
     equation = reverse(gaussian_oracle(VP(), M, S), 1.0)
-    start = torch.randn(24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = [
         dxdt.solve(
             equation,
@@ -224,7 +224,7 @@ def test_strong_order_one_on_one_path(kind: Any, order: int):
             solver=Exponential(order, kind),
             driver=dxdt.Brownian(5),
         ).y1
-        for steps in (80, 160, 640)
+        for steps in (80, 160, 480)
     ]
     errors = [(y - found[-1]).square().mean().sqrt().item() for y in found[:2]]
     assert 0.8 < slopes(errors)[0] < 1.5, errors
@@ -234,9 +234,9 @@ def test_pairs_with_noise_refine_one_path():
     equation = reverse(gaussian_oracle(VP(), M, S), 1.0)
     start = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = dict(solver=Exponential(2, D, Inside()), driver=dxdt.Brownian(5))
-    exact = dxdt.solve(equation, start, LogSNR()(VP(), 320, 1.0, 0.01), **options).y1
-    y = dxdt.solve(equation, start, (1.0, 0.01), controller=dxdt.PID(1e-3, 1e-3), dt=0.01, **options).y1
-    assert (y - exact).square().mean().sqrt() < 0.05
+    exact = dxdt.solve(equation, start, LogSNR()(VP(), 200, 1.0, 0.01), **options).y1
+    y = dxdt.solve(equation, start, (1.0, 0.01), controller=dxdt.PID(1e-2, 1e-2), dt=0.01, **options).y1
+    assert (y - exact).square().mean().sqrt() < 0.1
     with pytest.raises(ValueError, match="Increments"):
         dxdt.solve(equation, start, (1.0, 0.5), dt=0.5, solver=Exponential(2, D, Inside()), driver=dxdt.Increments(0))
 
@@ -247,7 +247,7 @@ def test_pairs_adapt_their_steps(order: int, per_sample: bool):
     low, high = ends(VP())
     first, last = carried(VP())
     equation = reverse(MixtureOracle(VP(), W, MEANS, WIDTHS))
-    for tolerance in (1e-3, 1e-5):
+    for tolerance in (1e-3, 1e-4):
         solution = dxdt.solve(
             equation,
             first,
