@@ -37,7 +37,11 @@ def mixture(process: Process) -> MixtureOracle:
     )
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+# Every third of the many processes at once, all of them with -m slow.
+MOST = [p if k < 6 or k % 3 == 0 else pytest.param(p, marks=pytest.mark.slow) for k, p in enumerate(PROCESSES)]
+
+
+@pytest.mark.parametrize("process", MOST, ids=repr)
 def test_normal_data_have_exact_latents(process: Process):
     t0, t1 = ends(process)
     mean = process.centred
