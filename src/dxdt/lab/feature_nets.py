@@ -55,5 +55,5 @@ def _imported(name: str) -> Callable[[Tensor], Tensor]:
         return found.eval()
     if not callable(found):
         raise ValueError(f"{name} is a {type(found).__name__}; let it be a network, or a function that returns one.")
-    made = found()
-    return made.eval() if isinstance(made, torch.nn.Module) else made
+    made: Any = found()
+    return made.eval() if hasattr(made, "eval") else made

@@ -14,7 +14,8 @@ from dxdt import __version__
 from dxdt.lab.data import data_folder
 
 EXTRAS = {
-    "lab": ("scikit-learn", "matplotlib", "jinja2", "safetensors", "tqdm", "tyro", "rich"),
+    "lab": ("accelerate", "scikit-learn", "matplotlib", "jinja2", "safetensors", "tqdm", "tyro", "rich"),
+    "data": ("datasets",),
     "symbolic": ("sympy",),
     "rl": ("gymnasium", "h5py"),
     "mcmc": ("arviz",),
