@@ -174,3 +174,19 @@ def test_bad_networks_are_refused_in_one_sentence(make, words: str):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["residual in, skip out, sum", "adm"])
+def test_transforms_go_through(name: str):
+    """Exact likelihoods take many vjps at once; solvers may be mapped over samples and compiled."""
+    net = lively(ScoreUNet(VARIANTS[name]).eval()).double()
+    x, t = torch.randn(2, 2, 4, 4).double().requires_grad_(), torch.tensor(1.3).double()
+    y = net(x, t)
+    rows = torch.randn(3, *y.shape).double()
+    (together,) = torch.autograd.grad(y, x, rows, is_grads_batched=True, retain_graph=True)
+    (first,) = torch.autograd.grad(y, x, rows[0])
+    assert torch.allclose(together[0], first)
+    mapped = torch.func.vmap(lambda v: net(v[None], t)[0])(x)
+    assert torch.allclose(mapped, y)
+    traced = torch.compile(net, fullgraph=True, backend="eager")
+    assert torch.allclose(traced(x, t), y)
