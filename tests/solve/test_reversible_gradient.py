@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -190,6 +191,29 @@ def test_live_bytes_do_not_grow_with_the_steps(solver: Any):
             torch.autograd.grad(sol.ys.sum(), y)
         peaks.append(live.peak)
     assert abs(peaks[1] - peaks[0]) < 50 * 40 * 8
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["fixed", "adaptive"])
+def test_the_tape_takes_eight_bytes_a_step_and_row(adaptive: bool):
+    rows, taken, held = 512, [], []
+    for t1 in (0.7, 2.5):
+        y = torch.linspace(0.5, 1.5, rows, dtype=F64)[:, None].requires_grad_()
+        given: Any = dict(controller=dxdt.PID(1e-4, 1e-4)) if adaptive else dict(dt=1 / 64)
+        tracemalloc.start()
+        sol = dxdt.solve(
+            dxdt.ODE(lambda t, y: torch.cos(40 * t)[:, None] + 0 * y),
+            y,
+            (0.0, t1),
+            solver=dxdt.ReversibleHeun(),
+            gradient=dxdt.Reversible(),
+            per_sample=True,
+            **given,
+        )
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        taken.append(int(sol.stats.accepted.max()))
+    per = (held[1] - held[0]) / ((taken[1] - taken[0]) * rows)
+    assert taken[1] > taken[0] + 100 and 4 < per < 12, f"{per:.2f} bytes"
 
 
 def test_a_walk_out_of_the_stability_region_warns():

@@ -1,14 +1,14 @@
 """Gradients by walking back along a reversible solve, which keeps none of its states.
 
-The tape holds the two clocks of each accepted step and a few flags; where it began is formed from
-where it ended by the solver's ``reverse``. Steps at which the state was cut or renewed (events,
-jumps of the field) cannot be walked back: there the start is kept.
+The tape holds when each accepted step began (see ``starts``); the state there is formed from where it
+ended by the solver's ``reverse``. Steps at which the state was cut or renewed (events, jumps of the
+field) cannot be walked back: there the start is kept.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -16,18 +16,17 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import Ticks
-from dxdt.solve.checkpointed import Begun, Taped, Task, recomputed
-from dxdt.solve.gradient import Gradient, Inputs, Loop, Outcome
-from dxdt.solve.plan import NOTHING, Attempt, Carry, Plan, Point, choose_state
+from dxdt.solve.checkpointed import Begun, Task, recomputed
+from dxdt.solve.gradient import Gradient, Inputs, Loop, Outcome, Outputs
+from dxdt.solve.plan import Attempt, Carry, Plan, choose_state
 from dxdt.solve.record import Recorder, Request
 from dxdt.solve.schedule import OnlineSlots
 from dxdt.solve.solution import Status
+from dxdt.solve.starts import Starts, donor
 from dxdt.solve.step import attach
 
 __all__ = ["Reversible"]
 
-_EMPTY = torch.empty(0)
-_FRESH, _LAST, _OK = 1, 2, 4
 _LOST = Status.NOT_FINITE, Status.STEP_TOO_SMALL
 
 
@@ -37,8 +36,8 @@ class Reversible(Gradient):
     """Walk back along the numbers of the forward solve, step by step, and keep none of them.
 
     Exact for the discretisation up to rounding, with fixed and with adaptive steps, with and
-    without noise. Memory does not grow with the number of steps but for 21 bytes a step and row:
-    two clocks, a count, flags. A step costs its evaluations three times and one transposed pass.
+    without noise. Memory does not grow with the number of steps but for 8 bytes a step and row, the
+    time at which the step began. A step costs its evaluations three times and one transposed pass.
 
     With ``EES25``, which undoes its steps nearly, the gradient is exact to that order.
 
@@ -67,66 +66,12 @@ class Reversible(Gradient):
             )
         rows = plan.equation.layout.rows
         single = not plan.equation.layout.per_sample
-        return recomputed(_Walk(loop, plan, inputs, dt, recorder, None, _Clocks(rows, single)))
-
-
-@dataclass(eq=False)
-class _Clocks:
-    """The tape in arrays: for each accepted step its start, length, count and flags, ``(R,)``."""
-
-    rows: int
-    single: bool
-    length: int = 0
-    ticks: np.ndarray = field(init=False)
-    counts: np.ndarray = field(init=False)
-    flags: np.ndarray = field(init=False)
-    requests: dict[int, Request] = field(default_factory=dict)
-    whole: dict[int, Attempt] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.ticks = np.empty((16, 2, self.rows))
-        self.counts = np.empty((16, self.rows), dtype=np.int32)
-        self.flags = np.empty((16, self.rows), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def append(self, attempt: Attempt, request: Request | None) -> None:
-        """Enter a step; rows that idle in it stand where another row begins."""
-        i, self.length = self.length, self.length + 1
-        if i == len(self.flags):
-            for name in ("ticks", "counts", "flags"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate((old, np.empty_like(old))))
-        t, dt, ok = attempt.at.t, attempt.at.dt, attempt.ok
-        if not ok.all():
-            t, dt = np.where(ok, t, t[_donor(ok)]), np.where(ok, dt, 0.0)
-        self.ticks[i, 0], self.ticks[i, 1] = t, dt
-        self.counts[i] = attempt.index
-        self.flags[i] = attempt.fresh * _FRESH + attempt.last * _LAST + ok * _OK
-        if request is not None:
-            self.requests[i] = request
-        if attempt.crossing is not None or attempt.jumped is not None or attempt.muted is not None:
-            light = Point(t, dt, _EMPTY, ())
-            self.whole[i] = attempt._replace(at=light, step=NOTHING, origin=None)
-
-    def __getitem__(self, i: int) -> Taped:
-        if not 0 <= i < self.length:
-            raise IndexError(i)
-        return Taped(self.whole.get(i) or self._attempt(i), self.requests.get(i))
-
-    def _attempt(self, i: int) -> Attempt:
-        (t, dt), index, flags = self.ticks[i], self.counts[i].astype(np.int64), self.flags[i]
-        if self.single:
-            t, dt, index, flags = t[0], dt[0], index[0], flags[0]
-        fresh, last, ok = (flags & bit != 0 for bit in (_FRESH, _LAST, _OK))
-        at = Point(t, dt, _EMPTY, ())
-        return Attempt(at, t + dt, ok, fresh, last, index, NOTHING, None, t + dt, None, None)
+        return recomputed(_Walk(loop, plan, inputs, dt, recorder, None, Starts(rows, single)))
 
 
 @dataclass(eq=False)
 class _Walk(Task):
-    """A solve whose steps are walked back."""
+    """A solve whose steps are walked back; its tape is of ``Starts``."""
 
     def enter(self, now: Carry, attempt: Attempt, request: Request | None, online: OnlineSlots | None) -> None:
         cut = attempt.crossing is not None
@@ -135,6 +80,12 @@ class _Walk(Task):
         elif attempt.jumped is not None:
             attempt = attempt._replace(jumped=None)
         self.tape.append(attempt, request)
+
+    def forward(self) -> Outputs:
+        outputs = super().forward()
+        assert self.carry is not None
+        self.tape.close(self.carry)
+        return outputs
 
     def pull(self, inputs: Inputs, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Cotangents of the inputs; those of lost rows count as zero."""
@@ -157,8 +108,7 @@ class _Walk(Task):
         assert self.carry is not None
         lost = self._lost()
         now = Begun(self.carry.y, self.carry.solver, self.carry.origin)
-        for i in range(len(self.tape) - 1, -1, -1):
-            tape = self.tape[i]
+        for i, tape in self.tape.backwards():
             attempt = _without(tape.attempt, lost) if lost.any() else tape.attempt
             if not attempt.ok.any():
                 yield tape._replace(attempt=attempt), self._beginning(plan, self.inputs.y.detach())
@@ -181,16 +131,12 @@ class _Walk(Task):
             return Begun(choose(ok, y, now.y), state, now.origin)
 
 
-def _donor(ok: Ticks) -> int:
-    return int(np.flatnonzero(ok)[0])
-
-
 def _without(attempt: Attempt, lost: np.ndarray) -> Attempt:
     """An attempt in which lost rows idle."""
     ok = attempt.ok & (lost[0] ^ True if np.ndim(attempt.ok) == 0 else ~lost)
     t, dt = attempt.at.t, attempt.at.dt
     if ok.any() and not ok.all():
-        t = np.where(ok, t, t[_donor(ok)])
+        t = np.where(ok, t, t[donor(ok)])
     at = attempt.at._replace(t=t, dt=dt * ok)
     muted = None if attempt.muted is None or not ok.any() else attempt.muted
     return attempt._replace(at=at, ok=ok, fresh=attempt.fresh & ok, last=attempt.last & ok, muted=muted)
@@ -206,7 +152,7 @@ def _donated(attempt: Attempt, now: Begun) -> Begun:
     ok = attempt.ok
     if ok.all():
         return now
-    rows = torch.from_numpy(np.where(ok, np.arange(len(ok)), _donor(ok))).to(now.y.device)
+    rows = torch.from_numpy(np.where(ok, np.arange(len(ok)), donor(ok))).to(now.y.device)
     return Begun(now.y[rows], tuple(s[rows] for s in now.solver), now.origin)
 
 
