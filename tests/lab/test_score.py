@@ -1,0 +1,250 @@
+"""Score models by the command line: killed and resumed, shared by processes, used and measured."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dxdt.lab.choices import EdmLoss, Preconditioned, SmallUNet, Ve
+from dxdt.lab.cli import main
+from dxdt.lab.config import from_plain, read_config, to_plain
+from dxdt.lab.ema import PowerFunction
+from dxdt.lab.score import Score, load_model, train_score
+from dxdt.lab.train import Training
+
+TINY = Score(
+    conditional=True,
+    net=SmallUNet(channels=4, multipliers=(1, 2), attention=(1,), dropout=0.1),
+    training=Training(steps=40, batch=8, accumulate=2, save_every=8, log_every=1, warmup=3),
+    pictures=0,
+)
+CHILD = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from dxdt.lab.config import from_plain, read_config
+from dxdt.lab.score import Score, train_score
+train_score(from_plain(Score, read_config(Path(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
+"""
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(r["step"], r["loss"]) for r in rows]
+
+
+def lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model, trained without interruption."""
+    folder = tmp_path_factory.mktemp("score") / "run"
+    train_score(TINY, folder, quiet=True)
+    return folder
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(trained: Path, tmp_path: Path):
+    config, folder = tmp_path / "c.json", tmp_path / "run"
+    config.write_text(json.dumps(to_plain(TINY)))
+    command = [sys.executable, "-c", CHILD, str(config), str(folder)]
+    child = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    begun = time.monotonic()
+    while lines(folder) < 20 and child.poll() is None and time.monotonic() - begun < 120:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert 20 <= lines(folder) < 40
+    model = train_score(TINY, folder, quiet=True)
+    assert losses(folder) == losses(trained)
+    whole = load_model(trained).denoiser.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in model.denoiser.state_dict().items())
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_losses_of_one(tmp_path: Path):
+    settings = replace(TINY, net=replace(TINY.net, dropout=0.0))
+    train_score(settings, tmp_path / "one", quiet=True)
+    config, script = tmp_path / "c.json", tmp_path / "child.py"
+    config.write_text(json.dumps(to_plain(settings)))
+    script.write_text(CHILD)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, str(script), str(config), str(tmp_path / "two")],
+        check=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [s for s, _ in one] == [s for s, _ in two]
+    assert np.allclose([v for _, v in one], [v for _, v in two], rtol=1e-4)
+
+
+def test_a_run_is_whole(trained: Path):
+    names = {p.name for p in trained.iterdir()}
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints", "losses.png"} <= names
+    assert from_plain(Score, json.loads((trained / "config.json").read_text())) == TINY
+    model = load_model(trained)
+    assert (model.shape, model.step, model.classes) == ((1, 8, 8), 40, tuple("0123456789"))
+    with pytest.raises(ValueError, match="no class 10"):
+        model.of_class(torch.tensor([10]))
+
+
+def test_samples_are_files(trained: Path, tmp_path: Path):
+    for solver in ("Exponential", "heun", "EulerMaruyama"):
+        out = tmp_path / solver
+        tau = "1" if solver == "EulerMaruyama" else "0"
+        main(["sample", str(trained), "--out", str(out), "--count", "12", "--how.steps", "4", "--how.batch", "10",
+              "--how.solver", solver, "--how.tau", tau, "--quiet"])  # fmt: skip
+        found = np.load(out.with_name(f"{solver}.npz"))
+        assert found["images"].shape == (12, 1, 8, 8)
+        assert found["images"].dtype == np.uint8
+        assert found["labels"].tolist() == [*range(10), 0, 1]
+        assert Image.open(out.with_name(f"{solver}.png")).size[0] > 400
+
+
+def test_measures_are_files(trained: Path, tmp_path: Path):
+    out = tmp_path / "bits.json"
+    main(["likelihood", str(trained), "--count", "6", "--tol", "1e-2", "--out", str(out)])
+    bits = json.loads(out.read_text())
+    assert 0 < bits["mean"] < 30 and bits["standard_error"] > 0 and bits["images"] == 6
+    main(["sample", str(trained), "--out", str(tmp_path / "s"), "--count", "30", "--how.steps", "3", "--quiet"])
+    for source in (str(tmp_path / "s.npz"), str(trained)):
+        main(["evaluate", source, "--reference", "digits", "--features", "torch.nn:Flatten", "--count", "30",
+              "--how.steps", "3", "--resamples", "3", "--out", str(out), "--quiet"])  # fmt: skip
+        found = json.loads(out.read_text())
+        assert found["value"] > 0 and found["standard_error"] > 0
+        assert (found["samples"], found["reference"]) == (30, 180)
+
+
+def test_runs_are_listed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(["runs", str(trained.parent)])
+    assert re.search(r"digits\s+40\s+40", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main(["runs", str(tmp_path)])
+
+
+@pytest.mark.parametrize("ending", ["yaml", "toml", "json"])
+def test_settings_come_from_files_and_flags(tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]):
+    text = {
+        "yaml": "data: digits\nprocess: {kind: Ve, high: 9}\ntraining: {steps: 2, lr: 1e-3}\nobjective: EdmLoss\n",
+        "toml": 'data = "digits"\nobjective = "EdmLoss"\n[process]\nkind = "Ve"\nhigh = 9\n[training]\nsteps = 2\n'
+        "lr = 1e-3\n",
+        "json": '{"data": "digits", "process": {"kind": "Ve", "high": 9}, "training": {"steps": 2, "lr": 1e-3}, '
+        '"objective": "EdmLoss"}',
+    }[ending]
+    path, out = tmp_path / f"c.{ending}", tmp_path / "run"
+    path.write_text(text)
+    main(["train", "score", "--config", str(path), "--out", str(out), "--training.batch", "4", "--net.channels", "4",
+          "--pictures", "2", "--picture-steps", "2", "--quiet", "answer:preconditioned"])  # fmt: skip
+    found = from_plain(Score, json.loads((out / "config.json").read_text()))
+    assert found.process == Ve(high=9.0) and found.objective == EdmLoss() and found.answer == Preconditioned()
+    assert (found.training.steps, found.training.batch, found.training.lr) == (2, 4, 1e-3)
+    assert [p.name for p in (out / "pictures").iterdir()] == ["0000002.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("chanels: 3", "there is no setting chanels"),
+        ("net: {chanels: 3}", "did you mean channels"),
+        ("process: {kind: Vpp}", "did you mean Vp"),
+        ("process: Edn", "did you mean Edm"),
+        ("training: {steps: many}", "Training.steps: 'many'"),
+        ("training: {precision: fp8}", "Training.precision"),
+        ("training: 3", "no table of settings"),
+        ("training: {steps: 0}", "do nothing"),
+        ("- a\n- b", "no table of settings"),
+        ("a: [", "cannot be read as settings"),
+        ("data: digits\ntraining: {batch: 9, accumulate: 2}", "does not divide"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "score", "--config", str(path), "--out", str(tmp_path / "run"), "--quiet"])
+    assert ended.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "scores"], "known is score"),
+        (["train", "score", "--config", "nothing"], "recipes cifar10, mnist"),
+        (["train", "score", "--config"], "names no file"),
+        (["sample", "nowhere"], "nowhere"),
+        (["likelihood", "nowhere"], "nowhere"),
+        (["evaluate", "x.npz", "--reference", "digits", "--features", "nothing"], "no feature network"),
+    ],
+)
+def test_wrong_commands_are_one_sentence(args: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 1
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_wrong_solver_or_class_is_named(trained: Path, capsys: pytest.CaptureFixture[str]):
+    for flags, words in (
+        (["--how.solver", "hein"], "did you mean Heun"),
+        (["--how.grid", "karas"], "did you mean Karras"),
+        (["--how.solver", "heun", "--how.order", "3"], "one order only"),
+        (["--how.label", "12"], "no class 12"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["sample", str(trained), "--how.steps", "2", "--count", "2", "--quiet", *flags])
+        assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_recipes_are_settings():
+    folder = Path(sys.modules["dxdt.lab.cli.settings"].RECIPES)
+    assert {p.stem for p in folder.glob("*.yaml")} == {"mnist", "cifar10"}
+    for path in folder.glob("*.yaml"):
+        settings = from_plain(Score, read_config(path))
+        assert from_plain(Score, json.loads(json.dumps(to_plain(settings)))) == settings
+
+
+def test_several_averages_are_kept_and_resumed(tmp_path: Path):
+    training = replace(TINY.training, steps=4, save_every=2, average=PowerFunction((0.1, 0.2)))
+    settings = replace(TINY, training=training)
+    model = train_score(settings, tmp_path / "run", quiet=True)
+    again = train_score(settings, tmp_path / "run", quiet=True)
+    pairs = zip(model.denoiser.parameters(), again.denoiser.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "run"
+    settings = replace(TINY, training=replace(TINY.training, steps=16))
+    written, real = 0, os.fsync
+
+    def full(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 3:  # settings, the first checkpoint and its model
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        train_score(settings, folder, quiet=True)
+    monkeypatch.undo()
+    assert not [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+    train_score(settings, folder, quiet=True)
+    assert [s for s, _ in losses(folder)] == list(range(1, 17))
