@@ -14,10 +14,12 @@ from dxdt.diffusion import (
     VP,
     Ancestral,
     AnnealedLangevin,
+    Churn,
     Corrector,
     Denoiser,
     Identity,
     Langevin,
+    LogSNR,
     PredictorCorrector,
     Process,
     RectifiedFlow,
@@ -25,13 +27,14 @@ from dxdt.diffusion import (
     ReverseSDE,
     SubVP,
     Table,
+    draw,
     gaussian_oracle,
     integrate,
     linear_betas,
     sample,
 )
 from dxdt.paths import Brownian, Increments
-from dxdt.solve import AdamsBashforth, EulerMaruyama, Heun, Tsit5
+from dxdt.solve import AdamsBashforth, EulerMaruyama, Exponential, HalfStep, Heun, Inside, Solver, Tsit5
 from impulses import M, S, exact, law
 from processes import PROCESSES, ends
 
@@ -295,3 +298,19 @@ def test_bad_input_is_refused_in_one_sentence(call, words: str):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_exponential_integrators_serve_inside(tau: float):
+    mean, std = torch.tensor([0.5, -1.0]).double(), torch.tensor([0.3, 1.2]).double()
+    pair = Exponential(2, nodes=Inside())
+    around: list[Solver] = [PredictorCorrector(pair, AnnealedLangevin(0.05))]
+    if tau == 0:
+        around.append(Churn(pair, 0.3))
+    for solver in around:
+        options = {"grid": LogSNR(), "driver": Brownian(1), "dtype": torch.float64}
+        x = draw(gaussian_oracle(VP(), mean, std), (2000, 2), steps=30, tau=tau, solver=solver, **options).x
+        assert ((x.mean(0) - mean).abs() < 4 * std / 2000**0.5 + 0.02).all()
+        assert ((x.std(0) / std - 1).abs() < 0.1).all()
+    with pytest.raises(ValueError, match="estimates its error by itself"):
+        HalfStep(pair)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from dxdt.diffusion.predictor import CLAIMS, equation_of, normals, settled
 from dxdt.diffusion.process import Process
 from dxdt.ops.clock import Ticks
-from dxdt.solve.equation import Rows
+from dxdt.ops.tree import Layout
+from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.noisy import Noisy
 from dxdt.solve.solver import Solver, State, Step
 
@@ -99,6 +100,12 @@ class Churn(Solver):
     def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The claims of the method, or what fresh noise needs beside a method without."""
         return CLAIMS if self.solver.noisy is None else self.solver.noisy
+
+    def check(self, equation: Equation) -> None:
+        self.solver.check(equation)
+
+    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+        return self.solver.bind(driver, equation, t0, t1, layout)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tau = equation_of(self, eq).tau

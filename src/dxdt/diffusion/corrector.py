@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dxdt.diffusion.predictor import CLAIMS, Identity, answer, ends_of, equation_of, normals, settled
 from dxdt.ops.clock import Ticks
-from dxdt.solve.equation import Rows
+from dxdt.ops.tree import Layout
+from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.noisy import Noisy
 from dxdt.solve.solver import Solver, State, Step
 
@@ -163,6 +165,12 @@ class PredictorCorrector(Solver):
     def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The claims of the predictor, or what a corrector needs beside a method without noise."""
         return CLAIMS if self.inner.noisy is None else self.inner.noisy
+
+    def check(self, equation: Equation) -> None:
+        self.inner.check(equation)
+
+    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+        return self.inner.bind(driver, equation, t0, t1, layout)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tau = equation_of(self, eq).tau

@@ -266,7 +266,7 @@ class _Pass:
                 new = scaled_sum(new, w, q)
         if self.mu is not None:
             new = scaled_sum(new, after, self.mu)
-        if self.eq.noise is not None and not (isinstance(std, float) and std == 0.0):
+        if self.eq.noise is not None and self.eq.equation.tau and not (isinstance(std, float) and std == 0.0):
             new = scaled_sum(new, std, self._noise(line))
         return new
 

@@ -35,7 +35,7 @@ class HalfStep(Solver):
         extrapolate: whether to add the estimate to the solution.
 
     Raises:
-        ValueError: a method with history, or extrapolation of a method that it would spoil.
+        ValueError: a method with history or an estimate of its own, or extrapolation that would spoil it.
     """
 
     solver: Solver
@@ -47,6 +47,8 @@ class HalfStep(Solver):
         name = type(self.solver).__name__
         if self.solver.known_grid:
             raise ValueError(f"HalfStep was given {name}, which needs known steps: give a one-step method")
+        if self.solver.semilinear:
+            raise ValueError(f"HalfStep was given {name}, which estimates its error by itself: give it as it is")
         special = ("reversible", "separable", "stochastic")
         if self.extrapolate and any(getattr(self.solver, fact, False) for fact in special):
             raise ValueError(f"HalfStep(extrapolate=True) spoils what {name} preserves: leave extrapolate out")
