@@ -38,7 +38,7 @@ def encode(
     t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    log_snr: bool = False,
+    log_snr: bool | None = None,
     mu: Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *shape"]:
@@ -50,7 +50,7 @@ def encode(
         steps: steps of equal length in time; without it the solver chooses by `rtol` and `atol`.
         solver: `Tsit5()` by default; with `DDIM()` and `steps` this is DDIM inversion.
         t0, t1: the ends; those of the process by default.
-        log_snr: solve in log(a / c) instead of t, for tabulated schedules above all.
+        log_snr: solve in log(a / c) instead of t; by default for tabulated schedules, whose rates jump.
         mu: mean of the process, where it has one.
         options: anything else that `dxdt.solve` takes (per_sample, gradient, progress, ...).
 
@@ -72,7 +72,7 @@ def decode(
     t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    log_snr: bool = False,
+    log_snr: bool | None = None,
     mu: Tensor | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *shape"]:
@@ -192,7 +192,7 @@ def _follow(
     solver: Solver | None,
     rtol: float,
     atol: float,
-    log_snr: bool,
+    log_snr: bool | None,
     mu: Tensor | None,
     options: dict[str, Any],
 ) -> Tensor:

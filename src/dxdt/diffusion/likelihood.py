@@ -169,7 +169,7 @@ def log_likelihood(
     t1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    log_snr: bool = False,
+    log_snr: bool | None = None,
     solver: Solver | None = None,
     mu: Tensor | None = None,
     **options: Any,
@@ -186,8 +186,8 @@ def log_likelihood(
         t0: where the flow starts, above the singular end at 0.
         t1: where it ends; the end of the process by default.
         rtol, atol: tolerances of the solve.
-        log_snr: solve in log(a / c) instead of t: for tabulated schedules, whose rates jump from level to level,
-            it takes a tenth of the evaluations and meets the tolerance.
+        log_snr: solve in log(a / c) instead of t; by default for tabulated schedules, whose rates jump from level
+            to level: it takes a tenth of the evaluations and meets the tolerance.
         solver: `Tsit5()` by default.
         mu: mean of the process, where it has one.
         options: anything else that `dxdt.solve` takes; with `per_sample=True` every sample takes

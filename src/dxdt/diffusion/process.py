@@ -143,6 +143,11 @@ class Process(ABC):
         return 1.0
 
     @property
+    def jumps(self) -> bool:
+        """Whether the rates jump between the levels of a table, which solvers in t feel and those in lam do not."""
+        return False
+
+    @property
     def centred(self) -> bool:
         """Whether b = 1 - a, so that the process is one of x - mu."""
         return False

@@ -47,16 +47,18 @@ class InLogSNR:
 
 
 def clocked(
-    name: str, flow: ProbabilityFlow, ends: tuple[float, float], log_snr: bool
+    name: str, flow: ProbabilityFlow, ends: tuple[float, float], log_snr: bool | None
 ) -> tuple[ProbabilityFlow | InLogSNR, tuple[float, float]]:
-    """Return a flow and its span, in t or, where `log_snr`, in lam.
+    """Return a flow and its span, in t or, where `log_snr`, in lam; None decides for it where rates jump.
 
     Raises:
         ValueError: lam is infinite at an end of the span.
     """
-    if not log_snr:
+    if not (flow.process.jumps if log_snr is None else log_snr):
         return flow, ends
     first, last = flow.process.lam(torch.tensor(ends, dtype=torch.float64)).tolist()
+    if log_snr is None and not (math.isfinite(first) and math.isfinite(last)):
+        return flow, ends
     if not (math.isfinite(first) and math.isfinite(last)):
         raise ValueError(
             f"{name}: log(a / c) goes from {first:g} to {last:g} over times {ends[0]:g} to {ends[1]:g}; "

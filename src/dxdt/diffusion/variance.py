@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dxdt.diffusion.process import Process
 from dxdt.diffusion.schedule import Linear, Schedule, log1pexp
+from dxdt.diffusion.table import Smooth, Table
 
 __all__ = ["VP", "SubVP"]
 
@@ -36,6 +37,11 @@ class VP(Process):
     def t1(self) -> float:
         """That of the schedule."""
         return self.schedule.t1
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the schedule is a table that is not smooth."""
+        return isinstance(self.schedule, Table) and not isinstance(self.schedule.interpolation, Smooth)
 
     def a(self, t: Tensor) -> Tensor:
         """Return exp(-B/2)."""
@@ -80,6 +86,11 @@ class SubVP(Process):
     def t1(self) -> float:
         """That of the schedule."""
         return self.schedule.t1
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the schedule is a table that is not smooth."""
+        return isinstance(self.schedule, Table) and not isinstance(self.schedule.interpolation, Smooth)
 
     def a(self, t: Tensor) -> Tensor:
         """Return exp(-B/2)."""
