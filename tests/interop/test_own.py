@@ -135,6 +135,7 @@ def test_the_process_may_be_expected(path: Path):
         ({"net": {"kind": "ScoreUNet", "architecture": describe(ddpmpp(1, width=16))}}, "do not fit the network"),
         ({"net": {"kind": "ScoreUNet", "architecture": describe(Noise())}}, "is none"),
         ({"net": {}}, "damaged"),
+        ({"process": {"type": "VP", "schedule": "linear"}}, "damaged"),
         ({"format": 99}, "format 99"),
     ],
 )

@@ -3,6 +3,7 @@
 import math
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     Scales of normalisations are near one, other vectors small; matrices and kernels have variance 1 / fan-in. The
     frequencies of Fourier features have the deviation that networks are made with.
     """
+    small = math.prod(shape) < 100_000
+    return _kept(name, shape).clone() if small else _made(name, shape)
+
+
+def _made(name: str, shape: tuple[int, ...]) -> Tensor:
     z = numbers(name, math.prod(shape)).reshape(shape)
     if not shape:
         return 1 + 0.1 * z
@@ -32,6 +38,9 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     if len(shape) == 1:
         return 1 + 0.1 * z if name.endswith("weight") else 0.1 * z
     return z / math.sqrt(math.prod(shape[1:]))
+
+
+_kept = lru_cache(maxsize=4000)(_made)  # many tests write the same small file
 
 
 def weights(keys: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

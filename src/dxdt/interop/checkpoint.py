@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop.description import agree, describe, moments_of, restore
+from dxdt.interop.keys import reading
 from dxdt.interop.net import MeanPart, build, build_magnitude, quiet
 from dxdt.nn import Architecture, MagnitudeArchitecture, MagnitudeUNet, ScoreUNet, UNet
 from dxdt.ops.files import write_atomic
@@ -119,31 +120,40 @@ def load_own(path: Path, *, process: Process | None = None) -> Denoiser | Precon
     where = str(path)
     if not is_own(header):
         raise ValueError(f"{where} has no description of a denoiser in its header; write it by dxdt.interop.save.")
+    with reading(where):
+        return quiet(_restored(_said(header, where), tensors, process, where))
+
+
+def _said(header: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         said = json.loads(header[_KEY])
-        if said["format"] != _FORMAT:
-            raise ValueError(f"{where} has format {said['format']}; this version reads format {_FORMAT}.")
-        net = _restore_net(said["net"], where)
-        stored: Any = restore(said["process"], where)
-        moments, mean_only = said["moments"], bool(said["mean_only"])
-        preconditioned = "preconditioning" in said
-        names = ("preconditioning",) if preconditioned else ("parameterisation", "clock")
-        rest = [restore(said[name], where) for name in names]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: its description is damaged ({type(error).__name__}: {error}).") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: its description is damaged ({error}); restore a copy.") from error
+    if said["format"] != _FORMAT:
+        raise ValueError(f"{where} has format {said['format']}; this version reads format {_FORMAT}.")
+    return said
+
+
+def _restored(
+    said: dict[str, Any], tensors: dict[str, Tensor], process: Process | None, where: str
+) -> Denoiser | Preconditioned:
+    """Return the denoiser of a description, after comparing its process with the stored moments."""
+    net = _restore_net(said["net"], where)
+    stored: Any = restore(said["process"], where)
+    preconditioned = "preconditioning" in said
+    names = ("preconditioning",) if preconditioned else ("parameterisation", "clock")
+    rest = [restore(said[name], where) for name in names]
     if not isinstance(stored, Process):
         raise ValueError(f"{where}: {stored!r} is stored as its process, and is none.")
     for each in (stored, *([process] if process is not None else [])):
-        agree(each, moments, where)
+        agree(each, said["moments"], where)
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(
-            f"{where}: its tensors do not fit the network it describes ({' '.join(str(error).split())[:300]})."
-        ) from error
-    whole: nn.Module = MeanPart(net) if mean_only else net
-    made = Preconditioned(whole, stored, rest[0]) if preconditioned else Denoiser(whole, stored, *rest)
-    return quiet(made)
+        message = " ".join(str(error).split())[:300]
+        raise ValueError(f"{where}: its tensors do not fit the network it describes ({message}).") from error
+    whole: nn.Module = MeanPart(net) if said["mean_only"] else net
+    return Preconditioned(whole, stored, rest[0]) if preconditioned else Denoiser(whole, stored, *rest)
 
 
 def _restore_net(said: Mapping[str, Any], where: str) -> nn.Module:

@@ -14,8 +14,8 @@ from dxdt.diffusion import Clock, Denoiser, Parameterisation, Process
 from dxdt.interop.checkpoint import read_safetensors
 from dxdt.interop.description import agree, moments_of
 from dxdt.interop.diffusers_config import architecture_of, key_map
-from dxdt.interop.diffusers_schedule import training_of
-from dxdt.interop.keys import load_weights
+from dxdt.interop.diffusers_schedule import Training, training_of
+from dxdt.interop.keys import load_weights, reading
 from dxdt.interop.net import MeanPart, build, quiet
 from dxdt.interop.unpickle import read_tensors
 from dxdt.interop.wrap import Answering, assemble
@@ -58,17 +58,24 @@ def load_diffusers(
     config = _json(folder / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{where}: networks of class {config['_class_name']} are not read; UNet2DModel is.")
-    training = None
-    for schedule in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
-        if schedule.exists() and training is None:
-            training = training_of(_json(schedule), str(schedule))
+    with reading(where):
+        training = _training(path)
+        net = _network(folder, config, own)
     if training is None and process is None:
         raise ValueError(
             f"{where} has no scheduler/scheduler_config.json; pass process=..., parameterisation=... and clock=..."
         )
     if training is not None and process is not None:
         agree(process, moments_of(training.process), where)
-    return quiet(assemble(_network(folder, config, own), training, process, parameterisation, clock))
+    return quiet(assemble(net, training, process, parameterisation, clock))
+
+
+def _training(path: Path) -> Training | None:
+    """What the folder's scheduler says, or None without one."""
+    for schedule in (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+        if schedule.exists():
+            return training_of(_json(schedule), str(schedule))
+    return None
 
 
 def _network(folder: Path, config: Mapping[str, Any], own: bool | None) -> nn.Module:

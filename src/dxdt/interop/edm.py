@@ -25,7 +25,7 @@ from dxdt.diffusion import (
     VPPreconditioning,
 )
 from dxdt.interop import edm2
-from dxdt.interop.keys import KeyMap, Source, affine, load_weights, renamed
+from dxdt.interop.keys import KeyMap, Source, affine, load_weights, reading, renamed
 from dxdt.interop.net import MeanPart, build, quiet
 from dxdt.interop.unpickle import Record, read_objects
 from dxdt.nn import (
@@ -88,7 +88,11 @@ def denoiser_of(content: Any, where: str, process: Process | None) -> Preconditi
     """Return the denoiser of a pickle that was read."""
     if not is_edm(content):
         raise ValueError(f"{where} holds no network under 'ema'; it is no pickle of EDM.")
-    outer: Record = content["ema"]
+    with reading(where):
+        return _unwrapped(content["ema"], where, process)
+
+
+def _unwrapped(outer: Record, where: str, process: Process | None) -> Preconditioned:
     if edm2.is_edm2(outer):
         return edm2.denoiser_from(outer, where, process)
     inner = (outer.state.get("_modules") or {}).get("model")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KeyMap", "Source", "affine", "load_weights", "renamed", "stacked", "transposed", "unused"]
+__all__ = ["KeyMap", "Source", "affine", "load_weights", "reading", "renamed", "stacked", "transposed", "unused"]
 
 
 @final
@@ -54,6 +55,23 @@ def unused(keys: KeyMap, found: Mapping[str, Tensor]) -> list[str]:
     """Return the names in `found` that no entry of `keys` reads."""
     read = {name for source in keys.values() for name in source.names}
     return [name for name in found if name not in read]
+
+
+@contextmanager
+def reading(where: str) -> Generator[None]:
+    """Turn what goes wrong with a damaged file's parts into one sentence.
+
+    Raises:
+        ValueError: a part is missing or of another type than it should be.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{where} is damaged: a part of it is missing or of another type ({type(error).__name__}: {message}); "
+            "fetch it again."
+        ) from error
 
 
 def load_weights(net: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], *, where: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dxdt.diffusion import VE, VP, Denoiser, Index, Noise, Process, Score, SubVP, noise_to_signal
-from dxdt.interop.keys import load_weights
+from dxdt.interop.keys import load_weights, reading
 from dxdt.interop.net import build, quiet
 from dxdt.interop.score_sde_shapes import network_of
 from dxdt.interop.unpickle import read_tensors
@@ -75,8 +75,9 @@ def denoiser_of(
     """Return the denoiser of a checkpoint that was read."""
     if not is_score_sde(content):
         raise ValueError(f"{where} holds no model with averaged weights; it is no checkpoint of score SDE.")
-    tensors, sigmas = score_sde_weights(content, where, averaged=averaged)
-    shapes = network_of(tensors, where)
+    with reading(where):
+        tensors, sigmas = score_sde_weights(content, where, averaged=averaged)
+        shapes = network_of(tensors, where)
     fourier = shapes.architecture.divide
     process = _process(process, sigmas, fourier, where)
     a = shapes.architecture if architecture is None else architecture

@@ -112,18 +112,29 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_CODES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+
+
+@final
+class _Dtype:
+    """Stands for numpy.dtype, whose own state could hold pointers: a code of plain numbers, little-endian."""
+
+    def __init__(self, code: Any, align: Any = False, copy: Any = True) -> None:
+        del align, copy
+        self.code = str(code).lstrip("<=|")
+        if self.code not in _CODES:
+            raise pickle.UnpicklingError(f"it asks for a numpy dtype {code!r}")
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            raise pickle.UnpicklingError("it asks for a numpy dtype that is big-endian")
+
+
 def _scalar(dtype: Any, content: bytes) -> Any:
-    """A numpy number: a plain one, since dtypes with objects hold pointers."""
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise pickle.UnpicklingError("a numpy scalar of objects")
-    return np.frombuffer(content, dtype=dtype)[0]
-
-
-def _dtype(*args: Any) -> np.dtype[Any]:
-    code = str(args[0])
-    if code.lstrip("<>=|") not in {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}:
-        raise pickle.UnpicklingError(f"a numpy dtype {code}")
-    return np.dtype(code)
+    """A number of numpy's as one of Python's."""
+    if not isinstance(dtype, _Dtype):
+        raise pickle.UnpicklingError("it asks for a numpy scalar without a dtype")
+    return np.frombuffer(content, dtype=dtype.code)[0].item()
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -148,7 +159,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
     ("dnnlib.util", "EasyDict"): dict,
     ("dnnlib", "EasyDict"): dict,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     **{(module, "scalar"): _scalar for module in _NUMPY},
 }
@@ -156,24 +167,42 @@ _TORCH_DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name),
 
 
 @final
-class _Restricted(pickle.Unpickler):
-    """An unpickler that knows a list of harmless globals and no others."""
+class _Restricted(pickle._Unpickler):
+    """An unpickler that knows a list of harmless globals and no others, and changes nothing but what it made."""
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
+    # The unpickler in C would set attributes of anything in reach, functions included.
+    dispatch: Any = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+
+    def load_build(self) -> None:
+        """Take the state of an object.
+
+        Raises:
+            pickle.UnpicklingError: the object is not one of those that this module makes.
+        """
+        state, made = self.stack.pop(), self.stack[-1]
+        if isinstance(made, _Shell | _Dtype):
+            made.__setstate__(state)
+        elif type(made) is not OrderedDict:  # what torch hangs on those is not needed
+            raise pickle.UnpicklingError(f"it changes a {type(made).__name__}")
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a global.
 
         Raises:
             pickle.UnpicklingError: the global is not on the list.
         """
-        if (allowed := _ALLOWED.get((module_name, global_name))) is not None:
+        if (allowed := _ALLOWED.get((module, name))) is not None:
             return allowed
-        if module_name == "torch" and global_name in _TORCH_DTYPES:
-            return getattr(torch, global_name)
-        if module_name.startswith("torch.nn.modules."):
-            return type(global_name, (_Module,), {"kind": global_name})
-        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        if module == "torch" and name in _TORCH_DTYPES:
+            return getattr(torch, name)
+        if module.startswith("torch.nn.modules."):
+            return type(name, (_Module,), {"kind": name})
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, pid: Any, /) -> Any:
+    def persistent_load(self, pid: Any) -> Any:
         """Refuse references to other files."""
         raise pickle.UnpicklingError("it refers to objects outside itself")
 
@@ -227,13 +256,11 @@ def read_tensors(path: Path) -> Any:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the name.")
-    numbers = [np.dtype(code).type for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
-    dtypes = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")]
-    scalars: list[Any] = [(_scalar, f"{module}.scalar") for module in _NUMPY]
-    scalars += [(_dtype, "numpy.dtype"), (_encode, "_codecs.encode")]
+    stand_ins: list[Any] = [(_scalar, f"{module}.scalar") for module in _NUMPY]
+    stand_ins += [(_Dtype, "numpy.dtype"), (_encode, "_codecs.encode")]
 
     def read() -> Any:
-        with torch.serialization.safe_globals([*numbers, *dtypes, *scalars]):
+        with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
 
     return _guarded(path, read)
