@@ -16,8 +16,9 @@ from torch import Tensor
 
 __all__ = ["backend"]
 
-# Largest product done as a fused sum: rows, and entries of the matrix.
+# Largest product done as a fused sum: rows, and entries of the matrix; terms in a batch of products.
 _ROWS, _ENTRIES = 4, 128 * 128
+_TERMS = 16
 
 
 def _is_small(x: Tensor, w: Tensor) -> bool:
@@ -36,10 +37,25 @@ def _addmm(b: Tensor, x: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1
     return _product(x, w) + b if beta == 1 and alpha == 1 and _is_small(x, w) else NotImplemented
 
 
+def _bmm(x: Tensor, w: Tensor) -> Any:
+    """Matrices with few columns times a vector each (a diffusion with its noise), written out.
+
+    Other thin products stay calls: as a loop over few terms they would not be vectorised, and
+    neither would what is fused with them.
+    """
+    terms = x.shape[2]
+    if x.device.type != "cpu" or w.shape[2] != 1 or not 1 < terms <= _TERMS:
+        return NotImplemented
+    total = x[:, :, :1] * w[:, :1]
+    for j in range(1, terms):
+        total = total + x[:, :, j : j + 1] * w[:, j : j + 1]
+    return total
+
+
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = import_module("torch._inductor.decomposition").select_decomp_table()
     aten = torch.ops.aten
-    return {**table, aten.mm.default: _mm, aten.addmm.default: _addmm}
+    return {**table, aten.mm.default: _mm, aten.addmm.default: _addmm, aten.bmm.default: _bmm}
 
 
 def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:

@@ -99,8 +99,7 @@ class BoundIncrements:
         """The path in the cells first .. first + steps - 1, with all normals drawn now."""
 
         def draw(cells: int) -> Tensor:
-            z = run_of_normals(self._seed, self._row, first + cells, steps, self.size, self.dtype)
-            return z.contiguous()
+            return run_of_normals(self._seed, self._row, first + cells, steps, self.size, self.dtype)
 
         y = None if self.path.levy is None else draw(_H_CELLS)
         return Drawn(self, torch.tensor(first, device=self.device), draw(_W_CELLS), y)

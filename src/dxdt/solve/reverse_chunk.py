@@ -51,7 +51,7 @@ class Taken(NamedTuple):
     end: Tensor
     start: Tensor
     coefficients: Tensor | None
-    index: Tensor | None
+    number: Tensor | None
 
     def any_length(self) -> Taken:
         """The same for a program that serves any number of steps: at least two slots, since
@@ -102,7 +102,7 @@ def reverse(
     def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
         slot = i.reshape(1)
         t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
-        index = 0 if taken.index is None else taken.index.index_select(0, slot)[0]
+        index = 0 if taken.number is None else taken.number.index_select(0, slot)[0]
         ok = (dt != 0).unsqueeze(-1)
         cots = [torch.where(ok, gy + end, 0.0)]
         if dense:
