@@ -115,8 +115,11 @@ def write_edm(said: dict[str, Any], folder: Path) -> Path:
     stub._reconstruct_persistent_obj = _reconstruct_persistent_obj
     sys.modules |= {"torch_utils": types.ModuleType("torch_utils"), "torch_utils.persistence": stub}
     try:
+        # Pipes and encoders hold arrays, which are of no use here.
+        pipe = Persistent("AugmentPipe", {"_init_kwargs": {"p": 0.12}, "table": np.arange(4.0), "size": np.int64(3)})
+        content = {"ema": outer, "loss_fn": None, "augment_pipe": pipe, "dataset_kwargs": {"path": "there"}}
         with path.open("wb") as file:
-            pickle.dump({"ema": outer, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {}}, file)
+            pickle.dump(content, file)
     finally:
         del sys.modules["torch_utils.persistence"], sys.modules["torch_utils"]
     return path
@@ -136,9 +139,9 @@ def write_diffusers(said: dict[str, Any], folder: Path) -> Path:
 def answer(denoiser: Any, said: dict[str, Any], x: Tensor) -> Tensor:
     """What the denoiser says to what the authors' network was asked."""
     ask = said["ask"]
-    labels = {} if not ask.get("labels") else {"labels": torch.tensor(ask["labels"])}
+    labels = {} if not ask.get("labels") else {"labels": torch.tensor(ask["labels"], device=x.device)}
     with torch.no_grad():
-        post = denoiser(x, torch.tensor(ask["times"]), **labels)
+        post = denoiser(x, torch.tensor(ask["times"], device=x.device), **labels)
     if ask["kind"] == "output":
         return denoiser.parameterisation.write(post)
     return getattr(post, ask["kind"])

@@ -125,3 +125,17 @@ def test_loading_leaves_the_global_generator_alone(tmp_path: Path):
     before = torch.random.get_rng_state()
     interop.load(path)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", names(asked=True, full=False))
+def test_a_gpu_answers_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    said = fingerprint(name)
+    denoiser = interop.load(write(said, tmp_path))
+    x = images(tuple(said["ask"]["shape"]))
+    here = answer(denoiser, said, x)
+    there = answer(denoiser.cuda(), said, x.cuda())
+    assert there.device.type == "cuda"
+    assert ((there.cpu() - here) / here.std((1, 2, 3), keepdim=True)).abs().max() < 1e-4

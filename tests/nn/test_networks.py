@@ -133,3 +133,11 @@ def test_bad_sizes_are_refused_in_one_sentence(make, words: str):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_unet_is_made_again_from_its_options():
+    net = UNet(2, 3, channels=8, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, dropout=0.1, features=32)
+    assert net.options is not None
+    again = UNet(**net.options)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    assert UNet(1, channels=8, embedding=nn.Identity()).options is None

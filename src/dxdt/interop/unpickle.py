@@ -137,6 +137,17 @@ def _scalar(dtype: Any, content: bytes) -> Any:
     return np.frombuffer(content, dtype=dtype.code)[0].item()
 
 
+@final
+class _Array:
+    """Stands for an array of numpy's, which no network needs: whatever makes or fills it is forgotten."""
+
+    def __init__(self, *args: Any) -> None:
+        del args
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
@@ -162,6 +173,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     **{(module, "scalar"): _scalar for module in _NUMPY},
+    **{(module, "_reconstruct"): _Array for module in _NUMPY},
+    ("numpy", "ndarray"): _Array,
+    ("numpy._core.numeric", "_frombuffer"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Array,
 }
 _TORCH_DTYPES = {name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)}
 
@@ -181,7 +196,7 @@ class _Restricted(pickle._Unpickler):
             pickle.UnpicklingError: the object is not one of those that this module makes.
         """
         state, made = self.stack.pop(), self.stack[-1]
-        if isinstance(made, _Shell | _Dtype):
+        if isinstance(made, _Shell | _Dtype | _Array):
             made.__setstate__(state)
         elif type(made) is not OrderedDict:  # what torch hangs on those is not needed
             raise pickle.UnpicklingError(f"it changes a {type(made).__name__}")
