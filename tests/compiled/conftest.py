@@ -9,6 +9,7 @@ import pytest
 ENGINE = importlib.import_module("dxdt.solve.engine")
 COMPILED = importlib.import_module("dxdt.solve.compiled")
 FALLBACK = importlib.import_module("dxdt.solve.fallback")
+LIFTED = importlib.import_module("dxdt.solve.lifted")
 
 
 @pytest.fixture
@@ -17,6 +18,8 @@ def fresh(monkeypatch):
     monkeypatch.setattr(ENGINE, "_program", lru_cache(maxsize=256)(ENGINE.Program))
     monkeypatch.setattr(COMPILED, "_checked", {})
     monkeypatch.setattr(FALLBACK, "_warned", set())
+    monkeypatch.setattr(LIFTED, "_met", {})
+    monkeypatch.setattr(LIFTED, "_fixed", set())
 
 
 @pytest.fixture

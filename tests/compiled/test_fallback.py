@@ -1,6 +1,8 @@
 """A field that has no compiled form: the eager answer, and one warning that says why and where."""
 
+import math
 import warnings
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -211,16 +213,53 @@ def decay(number):
     return lambda t, y: -number * y
 
 
-def test_a_number_that_changes_in_the_closure(traced):
+def test_numbers_that_change_become_inputs(traced):
+    """In a closure and in args: the first value is a constant of its program, all others share one."""
+    for i in range(4):
+        for field, args in ((decay(1.0 + i / 10), ()), (rate_in_args, (1.0 + i / 10, {"shift": i / 7}))):
+            (a, y, warned), (b, z, _) = (answer(field, c, True, args=args) for c in (True, False))
+            assert torch.allclose(a.ys, b.ys, atol=1e-6) and not warned
+            assert torch.allclose(y.grad, z.grad, atol=1e-6)
+    assert len(traced) == 8
+
+
+def rate_in_args(t, y, rate, more):
+    return more["shift"] - rate * y
+
+
+def branching(number):
+    return lambda t, y: -number * y if number > 1.05 else y * math.exp(number)
+
+
+def test_numbers_that_must_stay_numbers(traced):
     """Compiled anew a few times, then eager with a warning that names the remedy."""
     said = []
     for i in range(12):
-        field = decay(1.0 + i / 10)
-        a, _, warned = answer(field, True, False)
-        b, _, _ = answer(field, False, False)
+        (a, _, warned), (b, _, _) = (answer(branching(1.0 + i / 10), c, False) for c in (True, False))
         assert torch.allclose(a.ys, b.ys, atol=1e-6)
         said += warned
     assert len(said) == 1 and "as tensors in args=" in said[0]
+
+
+class Callable:
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, t, y):
+        return torch.sin(t) - self.rate * y
+
+
+def test_other_callables(traced, strict):
+    """Objects with ``__call__`` and partial functions; each sees its own values."""
+    net = torch.nn.Linear(3, 3)
+    fields = [Callable(torch.tensor(0.5)), Callable(torch.tensor(0.7)), partial(scaled, net)]
+    for field in fields:
+        (a, y, _), (b, z, _) = (answer(field, c, True) for c in (True, False))
+        assert torch.allclose(a.ys, b.ys, atol=1e-6) and torch.allclose(y.grad, z.grad, atol=1e-6)
+
+
+def scaled(net, t, y, scale=1.0):
+    return torch.tanh(net(y)) * scale
 
 
 def test_other_dtypes_and_batches_between_calls(traced, strict):

@@ -8,7 +8,7 @@ program per chunk forms each step again and pulls them through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,40 @@ from dxdt.ops.clock import from_host
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
 from dxdt.solve.checkpointed import Checkpointed
-from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
+from dxdt.solve.compiled import Asked, Forward, check_field, compilable, run_compiled, undone
 from dxdt.solve.engine import Program, Records, prepare
-from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.fallback import CannotCompile, warn_once
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
+from dxdt.solve.lifted import keep_numbers, lift
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.reverse_chunk import Holder, Taken
 from dxdt.solve.time_cotangents import TimeCotangents
 
-__all__ = ["run_differentiable"]
+__all__ = ["compiled"]
+
+
+def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
+    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
+    lifted = lift(plan)
+    try:
+        if lifted is not plan:
+            return _run(lifted, replace(inputs, args=lifted.equation.args), gradient, dt, recorder)
+    except CannotCompile:
+        keep_numbers(plan)
+    try:
+        return _run(plan, inputs, gradient, dt, recorder)
+    except CannotCompile as error:
+        warn_once(str(error))
+        return None
+
+
+def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
+        return run_differentiable(plan, inputs, gradient, dt, recorder)
+    with torch.no_grad():
+        return run_compiled(plan, inputs.y, dt, recorder)
 
 
 def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -279,10 +279,15 @@ def identity(f: Any, depth: int = 4) -> Any:
         tensors = [p for m in modules for held in (m._parameters, m._buffers) for p in held.values() if p is not None]
         kinds = tuple([(type(m), m.training) for m in modules])
         return kinds, tuple([(tuple(p.shape), p.dtype, p.device) for p in tensors])
+    if isinstance(f, partial):
+        return "partial", len(f.args), tuple(f.keywords), identity(f.func, depth)
     owner = getattr(f, "__self__", None)
     code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
     if code is None:
-        raise CannotCompile(f"the field is a {type(f).__name__}, neither a function nor a module")
+        code = getattr(getattr(type(f), "__call__", None), "__code__", None)  # noqa: B004
+        if code is None:
+            raise CannotCompile(f"the field is a {type(f).__name__}, which has no code that could be traced")
+        return type(f), code
     cells = [c.cell_contents for c in getattr(f, "__closure__", None) or () if _filled(c)]
     inner = tuple(
         identity(x, depth - 1)

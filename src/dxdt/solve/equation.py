@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -116,6 +117,11 @@ def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
     if isinstance(f, nn.Module):
         yield f
         return
+    if isinstance(f, partial):
+        for value in (f.func, *f.args, *f.keywords.values()):
+            if isinstance(value, (nn.Module, partial)) or hasattr(value, "__code__"):
+                yield from _modules(value, depth)
+        return
     owner, code = getattr(f, "__self__", None), getattr(f, "__code__", None)
     if isinstance(owner, nn.Module):
         yield owner
@@ -204,10 +210,11 @@ class Rows:
         """Values of a field, zero in muted rows."""
         return rows if self.muted is None else torch.where(self.muted.to(rows.device), 0.0, rows)
 
-    def answer(self, t: Tensor, y: Tensor) -> Any:
+    def answer(self, t: Tensor, y: Tensor, sight: Any = None) -> Any:
         """What the remainder of a semi-linear equation answers, in the user's shape; t stays float64."""
         layout, meter = self.layout, self.meter
-        answer = self.equation.remainder(t, layout.unpack(y), *self.args)
+        seen = () if sight is None else (sight,)
+        answer = self.equation.remainder(t, layout.unpack(y), *self.args, *seen)
         if meter is not None:
             meter.evaluations += 1
             if not meter.checked:

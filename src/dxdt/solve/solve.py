@@ -13,11 +13,9 @@ from torch import Tensor
 
 from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
-from dxdt.solve.compiled import run_compiled
-from dxdt.solve.compiled_gradient import run_differentiable
+from dxdt.solve.compiled_gradient import compiled
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
-from dxdt.solve.engine import CannotCompile, warn_once
 from dxdt.solve.equation import Equation, Meter, Outlook, Rows, constants
 from dxdt.solve.event import Event, Watch
 from dxdt.solve.explicit import Tsit5
@@ -137,7 +135,7 @@ def solve(
         times = controller.ends(span, dt_row)
     rows.outlook = Outlook(times, needs_dense, scale is not None)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
-    outcome = _compiled(plan, inputs, rule, dt_row, recorder) if compile else None
+    outcome = compiled(plan, inputs, rule, dt_row, recorder) if compile else None
     if outcome is not None:
         return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
     loop = _loop(progress, span)
@@ -156,18 +154,6 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
-
-
-def _compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
-    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
-    try:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
-            return run_differentiable(plan, inputs, gradient, dt, recorder)
-        with torch.no_grad():
-            return run_compiled(plan, inputs.y, dt, recorder)
-    except CannotCompile as error:
-        warn_once(str(error))
-        return None
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
@@ -261,9 +247,10 @@ def _loop(progress: bool | Progress | None, span: Span) -> Callable[..., Carry]:
     bar = meter_of(progress)
     total = np.abs(span.t1 - span.t0)
 
-    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any]) -> Carry:
+    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any] | None) -> Carry:
         def look(carry: Carry, attempt: Attempt, after: After) -> None:
-            observe(carry, attempt, after)
+            if observe is not None:
+                observe(carry, attempt, after)
             bar.update(float((np.abs(carry.t - span.t0) / total).min()))
 
         try:
