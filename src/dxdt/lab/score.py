@@ -31,7 +31,7 @@ from dxdt.lab.images import Augmentation, ImageSet, grid_picture
 from dxdt.lab.plots import losses
 from dxdt.lab.readers import open_images
 from dxdt.lab.run import Run
-from dxdt.lab.train import Trainee, Training, train
+from dxdt.lab.train import Trainee, Training, processes, train
 
 FORMAT = "dxdt score model 1"
 SERIES = "score"
@@ -180,7 +180,9 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
         raise ValueError(f"{images.name} has no classes to be told; train with conditional off.")
     classes = images.classes if settings.conditional else None
     levels = Levels(images.levels, settings.low, settings.high)
-    run = Run(folder, settings, fresh=fresh)
+    shared = processes()
+    with shared.main_process_first():  # the others find the run that the first has begun
+        run = Run(folder, settings, fresh=fresh and shared.is_main_process)
     objective = settings.objective.build()
     lesson = Lesson(build(settings, images.shape, len(classes) if classes else None), objective)
     loss = Lessons(images, settings, levels, objective, settings.augment.build())
@@ -200,6 +202,7 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
             write_picture(path, grid_picture(draw(model, settings.pictures, steps=settings.picture_steps), 10))
 
     train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, quiet=quiet)
+    shared.wait_for_everyone()
     return load_model(folder)
 
 

@@ -36,7 +36,9 @@ Model = TypeVar("Model", bound=nn.Module)
 Loss = Callable[[Any, Draws], Tensor]
 """The mean loss of the samples that `Draws` names, given the model."""
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The first process alone gets the state to write it; every process reads it back from the file.
+_WRITTEN = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_READ = StateDictOptions(full_state_dict=True)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ class Training:
         return self.lr * rise * (self.floor + (1 - self.floor) * fall)
 
 
+def _on_cpu() -> bool:
+    # Without being told, accelerate takes processes that torchrun starts without accelerators for strangers.
+    return not torch.accelerator.is_available()
+
+
+def processes() -> Any:
+    """Return accelerate's state of the processes that share this run, begun where it has not."""
+    return require("accelerate", "lab").PartialState(cpu=_on_cpu())
+
+
 @final
 class Trainee:
     """A model in training with all that a checkpoint must hold.
@@ -102,7 +114,7 @@ class Trainee:
     def __init__(self, model: nn.Module, settings: Training) -> None:
         self.settings = settings
         accelerate = require("accelerate", "lab")
-        self.accelerator: Any = accelerate.Accelerator(mixed_precision=settings.precision)
+        self.accelerator: Any = accelerate.Accelerator(mixed_precision=settings.precision, cpu=_on_cpu())
         share = settings.batch // self.accelerator.num_processes
         if share * self.accelerator.num_processes != settings.batch or share % settings.accumulate:
             raise ValueError(
@@ -160,16 +172,14 @@ class Trainee:
         model = copy.deepcopy(self.template).to(self.accelerator.device)
         return self.averages.fill(model, self.plain, index).eval().requires_grad_(False)
 
-    def _adam(self) -> dict[str, Any]:
-        return dict(get_optimizer_state_dict(self.plain, self.optimizer, options=_WHOLE))
-
     def tensors(self) -> dict[str, Tensor]:
-        """Return the whole state by name; every process must ask."""
-        model: dict[str, Any] = get_model_state_dict(self.plain, options=_WHOLE)
+        """Return the whole state by name, to the first process; every process must ask."""
+        model: dict[str, Any] = get_model_state_dict(self.plain, options=_WRITTEN)
+        adam: dict[str, Any] = dict(get_optimizer_state_dict(self.plain, self.optimizer, options=_WRITTEN))
         state: dict[str, Tensor] = {f"model.{k}": v for k, v in model.items()}
         for index, average in enumerate(self.averages.tensors):
             state |= {f"average.{index}.{k}": whole(v) for k, v in average.items()}
-        for name, slots in self._adam()["state"].items():
+        for name, slots in adam.get("state", {}).items():
             state |= {f"adam.state.{name}.{slot}": value for slot, value in slots.items()}
         return state
 
@@ -179,15 +189,15 @@ class Trainee:
         def part(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        set_model_state_dict(self.plain, part("model."), options=_WHOLE)
+        set_model_state_dict(self.plain, part("model."), options=_READ)
         for index in range(len(self.averages.tensors)):
             self.averages.restore(index, part(f"average.{index}."))
         moments: dict[str, dict[str, Tensor]] = {}
         for key, value in part("adam.state.").items():
             name, slot = key.rsplit(".", 1)
             moments.setdefault(name, {})[slot] = value
-        whole_state: Any = {**self._adam(), "state": moments}
-        set_optimizer_state_dict(self.plain, self.optimizer, whole_state, options=_WHOLE)
+        whole_state: Any = {**get_optimizer_state_dict(self.plain, self.optimizer, options=_READ), "state": moments}
+        set_optimizer_state_dict(self.plain, self.optimizer, whole_state, options=_READ)
         self.step = step
 
 
