@@ -233,11 +233,6 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], type, str]] = {
         ValueError,
         "PID adapts steps to an error estimate that EulerMaruyama does not make",
     ),
-    "no first step": (
-        lambda: dict(equation=STRATONOVICH, solver=dxdt.StochasticHeun(), controller=dxdt.PID(), dt=None),
-        ValueError,
-        "no rule for a first step: give dt",
-    ),
     "no driver": (
         lambda: dict(equation=ITO, solver=dxdt.EulerMaruyama(), driver=None),
         ValueError,

@@ -25,6 +25,7 @@ from dxdt.solve.controller import Constant, Controller, Grid, Span
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
 from dxdt.solve.plan import After, Attempt, Carry, Plan
 from dxdt.solve.record import Recorder
+from dxdt.solve.revisit import Revisit
 from dxdt.solve.solution import Status
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
@@ -47,7 +48,7 @@ class Backsolve(Gradient):
     Samples with clocks of their own share no such state: there the integral is a Gauss quadrature
     over the accepted steps, and never in the error control. With noise the adjoint is solved in
     Stratonovich calculus (an Ito equation is converted) along the same path, and the integral is a
-    trapezoid rule over the steps.
+    trapezoid rule over the steps; adaptive steps revisit rejected ends (see ``Revisit``).
 
     Args:
         solver: method of the backward solve (default: that of the forward solve; with noise
@@ -108,11 +109,6 @@ class Backsolve(Gradient):
                 "Backsolve asks for the path on other steps than the forward solve, which Increments does not give: "
                 f"give driver=dxdt.Brownian(seed), or {remedy}"
             )
-        if (self.controller or plan.controller).adaptive:
-            raise ValueError(
-                "Backsolve cannot adapt steps along a random path, because the noise of an adjoint does not commute: "
-                f"give Backsolve(controller=dxdt.Constant(dt)), or {remedy}"
-            )
         if inputs.ends is not None or inputs.moments is not None:
             raise ValueError(f"a random path has no derivative in time: give times that require none, or {remedy}")
         if self.solver is not None and not isinstance(self.solver, _BACK):
@@ -120,6 +116,13 @@ class Backsolve(Gradient):
                 f"Backsolve follows a random path by dxdt.StochasticHeun() or dxdt.StochasticMidpoint(), "
                 f"not by {type(self.solver).__name__}: give Backsolve(solver=...) one of them"
             )
+
+    def steps(self, plan: Plan) -> Controller:
+        """Controller of the backward solve; the noise of an adjoint does not commute."""
+        controller = self.controller or plan.controller
+        if plan.equation.noise is None or not controller.adaptive or isinstance(controller, Revisit):
+            return controller
+        return Revisit(controller)
 
     def back(self, plan: Plan) -> Solver:
         """Method of the backward solve."""
@@ -142,6 +145,11 @@ class _Task:
         outcome = Direct().run(self.loop, self.plan, self.inputs, self.dt, self.recorder)
         self.carry = outcome.carry._replace(y=outcome.y.detach(), park=None)
         return outcome.y, outcome.values
+
+    def first_step(self) -> Any:
+        """Length of the first step back along a random path: the user's, or a hundredth of the span."""
+        span = np.abs(self.plan.span.t1 - self.plan.span.t0)
+        return 0.01 * span if self.dt is None else np.abs(self.dt) + 0 * span
 
     def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         assert self.carry is not None
@@ -253,8 +261,7 @@ class _Sweep:
         rule, plan, adjoint = self.task.rule, self.plan, self.adjoint
         joint = not adjoint.layout.per_sample
         span = Span(SINGLE, now[0], goal[0]) if joint else Span(HOST, now, goal)
-        controller = rule.controller or plan.controller
-        solver = rule.back(plan)
+        controller, solver = rule.steps(plan), rule.back(plan)
         integrates = bool(adjoint.shared) and not adjoint.full
         back = Plan(
             adjoint,  # pyright: ignore[reportArgumentType]
@@ -265,6 +272,8 @@ class _Sweep:
             integrates,
             rule.max_steps,
         )
+        if self.dt is None and plan.equation.noise is not None and controller.adaptive:
+            self.dt = self.task.first_step()
         dt = self.task.dt if isinstance(controller, Constant) else self.dt
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:

@@ -50,6 +50,10 @@ class Noise(ABC):
         """y + g w, in one operation where there is one."""
 
     @abstractmethod
+    def strength(self, g: Tensor) -> Tensor:
+        """Deviation of g W in unit time, ``(R, n)``, for g in rows: sqrt(sum_j g_ij^2)."""
+
+    @abstractmethod
     def columns(self, value: Tree) -> Sequence[Tree]:
         """Directions v whose (D g) v hold all (D g_j) g_j, for g as a tree or in rows."""
 
@@ -74,6 +78,9 @@ class _Vector(Noise):
 
     def added(self, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
         return torch.addcmul(y, g, w)
+
+    def strength(self, g: Tensor) -> Tensor:
+        return g.abs()
 
     def columns(self, value: Tree) -> Sequence[Tree]:
         return (value,)
@@ -124,6 +131,9 @@ class _Matrix(Noise):
 
     def added(self, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
         return torch.baddbmm(y.unsqueeze(-1), g, w.unsqueeze(-1)).squeeze(-1)
+
+    def strength(self, g: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(g, dim=-1)
 
     def columns(self, value: Tree) -> Sequence[Tree]:
         return tuple(tree_map(lambda leaf, j=j: leaf[..., j], value) for j in range(self.m))
@@ -194,6 +204,9 @@ class Additive(Noise):
             return torch.addcmul(y, g, w)
         return torch.baddbmm(y.unsqueeze(-1), g, w.unsqueeze(-1)).squeeze(-1)
 
+    def strength(self, g: Tensor) -> Tensor:
+        return g.abs() if self.m is None else torch.linalg.vector_norm(g, dim=-1)
+
     def columns(self, value: Tree) -> Sequence[Tree]:
         return ()
 
@@ -263,6 +276,10 @@ class Sum(Noise):
         for part, own, share in zip(self.parts, self._split(g), self._shares(g, w), strict=True):
             y = part.added(y, own, share)
         return y
+
+    def strength(self, g: Tensor) -> Tensor:
+        each = [p.strength(own) for p, own in zip(self.parts, self._split(g), strict=True)]
+        return torch.linalg.vector_norm(torch.stack(each), dim=0)
 
     def columns(self, value: Tree) -> Sequence[Tree]:
         each = self._split(value) if isinstance(value, Tensor) else value

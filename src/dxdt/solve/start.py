@@ -61,7 +61,11 @@ def start(plan: Plan, t0: Ticks, y: Tensor) -> State:
 def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
     """First step from the sizes of y, f and the change of f over a small Euler step.
 
-    E. Hairer, S. Noersett, G. Wanner, "Solving Ordinary Differential Equations I", II.4.
+    With noise |f| and its change grow by three deviations of the noise in unit time, sqrt(sum_j g_j^2).
+
+    E. Hairer, S. Noersett, G. Wanner, "Solving Ordinary Differential Equations I", II.4; with noise:
+    C. Rackauckas, Q. Nie, "Adaptive methods for stochastic differential equations via natural
+    embeddings and rejection sampling with memory", DCDS-B 22 (2017).
     """
     span, eq, scale = plan.span, plan.equation, plan.scale
     assert scale is not None
@@ -70,19 +74,33 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
         y = y.detach()
         here = moments(span.t0, span.t0 * 0, START, joint, y)[0]
         slope = eq.drift(here, y) if slope is None else slope.detach()
-        d0, d1 = clock.read(scale(y, y, y)), clock.read(scale(slope, y, y))
+        noise = _strength(plan, here, y)
+        d0, d1 = clock.read(scale(y, y, y)), clock.read(scale(_with(slope, noise), y, y))
         small = (d0 < 1e-5) | (d1 < 1e-5)
         h = clock.where(small, 1e-6, 0.01 * d0 / clock.where(small, 1.0, d1))
         h = clock.minimum(h, abs(span.t1 - span.t0))
         h = clock.where(clock.isfinite(h), h, 1e-6)
         signed = clock.where(span.t1 < span.t0, -h, h)
         (factor,) = factors(END, signed, y)
-        ahead = scaled_sum(y, factor, slope)
-        change = eq.drift(moments(span.t0, signed, END, joint, y)[0], ahead) - slope
+        ahead, there = scaled_sum(y, factor, slope), moments(span.t0, signed, END, joint, y)[0]
+        change = eq.drift(there, ahead) - slope
+        if noise is not None:
+            later = _strength(plan, there, ahead)
+            change = _with(change, None if later is None else later - noise)
         d2 = clock.read(scale(change, y, y)) / clock.where(h > 0, h, 1.0)
     steep = clock.maximum(d1, d2)
     steep = clock.where(clock.isfinite(steep), steep, 1e10)
-    power = 1 / (plan.solver.error_order or 1)
+    power = 1 / (plan.solver.estimate(eq.kind) or 1)
     rest = clock.maximum(h * 1e-3, 1e-6)
     h1 = clock.where(steep <= 1e-15, rest, (0.01 / clock.maximum(steep, 1e-15)) ** power)
     return clock.minimum(clock.minimum(100 * h, h1), abs(span.t1 - span.t0))
+
+
+def _strength(plan: Plan, t: Tensor, y: Tensor) -> Tensor | None:
+    """Deviation of the noise in unit time."""
+    eq = plan.equation
+    return None if eq.kind is None or eq.noise is None else eq.kind.strength(eq.diffusion(t, y))
+
+
+def _with(drift: Tensor, noise: Tensor | None) -> Tensor:
+    return drift if noise is None else drift.abs() + 3 * noise.abs()

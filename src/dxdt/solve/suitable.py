@@ -49,8 +49,6 @@ def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Con
     _check_driver(name, claims, driver, controller)
     if not controller.adaptive:
         return controller
-    if dt is None:
-        raise ValueError(f"{name} with noise has no rule for a first step: give dt beside the controller")
     if equation.noise.commutative or isinstance(controller, Revisit):
         return controller
     return Revisit(controller)
