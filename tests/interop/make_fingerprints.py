@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from dxdt import interop  # noqa: E402
+from dxdt.diffusion import VE  # noqa: E402
 from interop.weights import images, probe, weight  # noqa: E402
 
 OUT = HERE / "fingerprints"
@@ -105,14 +106,14 @@ SMALL = dict(nf=32, ch_mult=(1, 2), num_res_blocks=1)
 SKIPS = dict(progressive="output_skip", progressive_input="input_skip")
 
 
-def score_sde(folder: Path, size: int = 32, sde: str = "ve", **changes: Any) -> Case:
+def score_sde(folder: Path, size: int = 32, sde: str = "ve", continuous: bool = True, **changes: Any) -> Case:
     """A checkpoint of score SDE, stored after one step of the authors' optimiser."""
     their = score_sde_modules(folder)
     model = {**MODEL, **changes}
     config = types.SimpleNamespace(
         model=types.SimpleNamespace(**model),
         data=types.SimpleNamespace(image_size=size, num_channels=3, centered=sde != "ve"),
-        training=types.SimpleNamespace(continuous=True),
+        training=types.SimpleNamespace(continuous=continuous),
     )
     kind = their.ddpm.DDPM if model["name"] == "ddpm" else their.ncsnpp.NCSNpp
     net = nn.DataParallel(kind(config)).eval()
@@ -124,7 +125,9 @@ def score_sde(folder: Path, size: int = 32, sde: str = "ve", **changes: Any) -> 
     shadow.shadow_params = [p.clone().detach() for p in net.parameters() if p.requires_grad]
     keys = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     process = their.sde_lib.VESDE(0.01, 50, 1000) if sde == "ve" else their.sde_lib.VPSDE(0.1, 20, 1000)
-    answer = their.utils.get_score_fn(process, net, train=False, continuous=True)
+    answer = their.utils.get_score_fn(process, net, train=False, continuous=continuous)
+    given = None if continuous else "VE(0.01, 50)"
+    told = torch.tensor([0.3, 20.0] if sde == "ve" else [299.7, 899.1])
 
     def write(path: Path) -> Path:
         file = path / "checkpoint.pth"
@@ -143,9 +146,15 @@ def score_sde(folder: Path, size: int = 32, sde: str = "ve", **changes: Any) -> 
         lambda denoiser, x, t: denoiser(x, t).score,
         net,
         lambda inner, x, told: inner(x, told),
-        torch.tensor([0.3, 20.0] if sde == "ve" else [299.7, 899.1]),
+        told if continuous else torch.tensor([699, 99]),
         dict(times=[0.3, 0.9], shape=[2, 3, size, size], kind="score"),
-        dict(format="score_sde", sde=sde, model={k: v for k, v in model.items()}, keys=keys),
+        dict(
+            format="score_sde",
+            sde=sde,
+            given=None if continuous else "VE(0.01, 50)",
+            model={k: v for k, v in model.items()},
+            keys=keys,
+        ),
     )
 
 
@@ -359,6 +368,14 @@ CASES: dict[str, tuple[Callable[..., Case], dict[str, Any]]] = {
         score_sde,
         dict(size=16, sde="vp", **{**SMALL, **VP_MODEL, "name": "ddpm", "attn_resolutions": (8,)}),
     ),
+    "score_sde_discrete_small": (
+        score_sde,
+        dict(
+            size=16,
+            continuous=False,
+            **{**SMALL, "embedding_type": "positional", "attn_resolutions": (8,)},
+        ),
+    ),
     "score_sde_skips_small": (score_sde, dict(size=16, **{**SMALL, **SKIPS, "ch_mult": (1, 2, 2)})),
     "score_sde_cat_small": (
         score_sde,
@@ -484,7 +501,8 @@ def measure(name: str, folder: Path) -> None:
         x, t = images(tuple(case.ask["shape"])), torch.tensor(case.ask["times"])
         theirs = case.theirs(x, t)
         with tempfile.TemporaryDirectory() as place:
-            denoiser = interop.load(case.write(Path(place)))
+            options = {"process": VE(0.01, 50.0)} if case.about.get("given") else {}
+            denoiser = interop.load(case.write(Path(place)), **options)
         ours = case.ours(denoiser, x, t)
         inner = case.inner(denoiser.net, x, case.told)
         outer = case.raw(x, case.told)

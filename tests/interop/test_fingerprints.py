@@ -21,7 +21,9 @@ ROUNDED = {"VPPrecond": 1e-4, "VEPrecond": 1e-4, "iDDPMPrecond": 2e-5}
 
 def check_answers(name: str, folder: Path) -> None:
     said = fingerprint(name)
-    denoiser = interop.load(write(said, folder))
+    # Shapes cannot tell discrete noise levels from VP.
+    options = {"process": VE(0.01, 50.0)} if said.get("given") else {}
+    denoiser = interop.load(write(said, folder), **options)
     got = answer(denoiser, said, images(tuple(said["ask"]["shape"])))
     for mine, theirs in zip(got, said["answer"], strict=True):
         wanted = torch.tensor(theirs, dtype=torch.float64)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dxdt import interop
-from dxdt.diffusion import VE, VP, Linear, RectifiedFlow, SubVP
+from dxdt.diffusion import VE, VP, Linear, RectifiedFlow, SubVP, Table, linear_betas
 from dxdt.nn import ncsnpp
 from interop.foreign import fingerprint, score_sde_content, write
 
@@ -204,9 +204,14 @@ def test_a_schedule_that_contradicts_the_file_is_refused(name: str, process: Any
 def test_what_a_file_cannot_say_is_said_by_arguments(tmp_path: Path):
     path = write(fingerprint("score_sde_ddpmpp_small"), tmp_path)
     assert interop.load(path, process=SubVP()).process == SubVP()
+    levels = VP(Table.from_betas(linear_betas()))
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 1.0])
+    net = interop.load(path).net
+    assert torch.allclose(
+        interop.load(path, process=levels)(x, t).noise, net(x, torch.tensor([199.0, 999.0])), atol=1e-5
+    )
     discrete = interop.load(path, process=VE(0.01, 50.0))
     assert not discrete.net.net.architecture.centred
-    x, t = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 1.0])
     label = torch.tensor([799.0, 0.0])  # round(999 * 0.8) = 799
     levels = torch.tensor([0.01 * 5000 ** (200 / 999), 50.0])[:, None, None, None]
     assert torch.allclose(discrete(x, t).score, discrete.net.net(x, label) / levels, rtol=1e-4)

@@ -15,7 +15,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from dxdt.diffusion import VE, VP, Denoiser, Index, Noise, Process, Score, SubVP, noise_to_signal
+from dxdt.diffusion import VE, VP, Denoiser, Index, Noise, Process, Score, SubVP, Table, noise_to_signal
 from dxdt.interop.keys import load_weights, reading
 from dxdt.interop.net import build, quiet
 from dxdt.interop.score_sde_shapes import network_of
@@ -58,7 +58,8 @@ def load_score_sde(
     Args:
         path: the `.pth` file.
         process: the diffusion of its training. By default VE between the ends of the stored noise levels for
-            networks with Fourier features, and VP for the others: name `SubVP()` or a discrete `VE(...)` yourself.
+            networks with Fourier features, and VP for the others: name `SubVP()`, a discrete `VE(...)`, or
+            `VP(Table...)` for discrete levels of VP yourself.
         architecture: where the one read off the shapes is not right, which cannot see filters inside blocks,
             rescaled sums or the range of images: `dataclasses.replace` the one of the loaded network.
         averaged: take the averaged weights.
@@ -92,7 +93,9 @@ def denoiser_of(
         if sigmas is None:
             raise ValueError(f"{where}: a network of discrete noise levels needs the levels, and the file has none.")
         return quiet(Denoiser(_Divided(net, sigmas), process, Score(), Descending(len(sigmas))))
-    return quiet(Denoiser(net, process, Noise(), Index()))
+    schedule = process.schedule if isinstance(process, VP) else None
+    clock = Index.levels(schedule.levels) if isinstance(schedule, Table) else Index()
+    return quiet(Denoiser(net, process, Noise(), clock))
 
 
 def score_sde_weights(
