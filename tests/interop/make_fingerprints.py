@@ -148,13 +148,7 @@ def score_sde(folder: Path, size: int = 32, sde: str = "ve", continuous: bool = 
         lambda inner, x, told: inner(x, told),
         told if continuous else torch.tensor([699, 99]),
         dict(times=[0.3, 0.9], shape=[2, 3, size, size], kind="score"),
-        dict(
-            format="score_sde",
-            sde=sde,
-            given=None if continuous else "VE(0.01, 50)",
-            model={k: v for k, v in model.items()},
-            keys=keys,
-        ),
+        dict(format="score_sde", sde=sde, given=given, model=model, keys=keys),
     )
 
 
