@@ -96,7 +96,8 @@ def test_two_processes_make_the_losses_of_one(tmp_path: Path):
 
 def test_a_run_is_whole(trained: Path):
     names = {p.name for p in trained.iterdir()}
-    assert {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints", "losses.png"} <= names
+    assert {"config.json", "metrics.jsonl", "model.safetensors", "checkpoints", "losses.png", "tensorboard"} <= names
+    assert [p.name for p in (trained / "tensorboard").iterdir() if p.name.startswith("events")]
     assert from_plain(Score, json.loads((trained / "config.json").read_text())) == TINY
     model = load_model(trained)
     assert (model.shape, model.step, model.classes) == ((1, 8, 8), 40, tuple("0123456789"))

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dxdt.ops.random import bits, normals, uniform
+from dxdt.ops.random import bits, key, normals, philox, uniform
 
 _MASK = (1 << 64) - 1
 _ORDER = 0x4F52444552
@@ -51,9 +51,13 @@ class Draws:
     def uniform(self, name: str, *shape: int) -> Float[Tensor, "rows *shape"]:
         """Return uniforms on (0, 1), float32, one block of `shape` for each row."""
         size = torch.Size(shape).numel()
-        entry = torch.arange(size, device=self.rows.device)
-        u = uniform(stream(self.seed, name), self.rows[:, None], self.step, entry)
-        return torch.as_tensor(u).reshape(len(self.rows), *shape)
+        rows = self.rows[:, None].cpu().numpy()
+        block = np.arange(-(-size // 4))
+        # The four words of a block at once; each gives the midpoint of one of 2^23 cells.
+        words = philox((block, rows, self.step, self.step >> 32), key(stream(self.seed, name)))
+        cells = np.stack(np.broadcast_arrays(*words), -1).reshape(len(rows), -1)[:, :size] >> 9
+        u = ((cells + 0.5) * 2.0**-23).astype(np.float32)
+        return torch.from_numpy(u).to(self.rows.device).reshape(len(rows), *shape)
 
     def normal(self, name: str, shape: Sequence[int]) -> Float[Tensor, "rows *shape"]:
         """Return standard normals, float32, one block of `shape` for each row."""

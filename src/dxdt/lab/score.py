@@ -201,7 +201,8 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
             path = folder / "pictures" / f"{trainee.step:07d}.png"
             write_picture(path, grid_picture(draw(model, settings.pictures, steps=settings.picture_steps), 10))
 
-    train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, quiet=quiet)
+    board = folder / "tensorboard"
+    train(lesson, loss, settings.training, run, SERIES, about=about, watch=watch, board=board, quiet=quiet)
     shared.wait_for_everyone()
     return load_model(folder)
 

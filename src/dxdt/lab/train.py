@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 import torch
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from tqdm.auto import tqdm
 
+from dxdt.lab.board import Board
 from dxdt.lab.draws import Draws, stream
 from dxdt.lab.ema import Averages, Choice, WarmUp, whole
 from dxdt.lab.files import load_checkpoint, save_checkpoint
@@ -122,7 +124,7 @@ class Trainee:
                 f"processes in {settings.accumulate} parts; choose a multiple of both."
             )
         self.template = copy.deepcopy(model)
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, fused=True)
         if settings.compile:
             model.compile()
         self.model, wrapped = self.accelerator.prepare(model, optimizer)
@@ -210,6 +212,7 @@ def train(
     *,
     about: dict[str, Any] | None = None,
     watch: Callable[[Trainee], None] | None = None,
+    board: Path | None = None,
     quiet: bool = False,
 ) -> Model:
     """Train `model` and return its (first) moving average; go on from the checkpoint `name`, if any.
@@ -223,6 +226,7 @@ def train(
         name: of the checkpoint and the series.
         about: plain values kept in the checkpoint's header.
         watch: called on every process after each checkpoint.
+        board: folder for TensorBoard's events; none by default.
         quiet: no progress bar.
 
     Raises:
@@ -250,6 +254,7 @@ def train(
         unit_scale=True,
         disable=quiet or not trainee.main,
     )
+    events = Board(board, trainee.step + 1) if board is not None and trainee.main else None
     with bar, _own_randomness(trainee):
         if watch is not None and trainee.step == settings.steps:
             watch(trainee)  # a kill after the last checkpoint may have lost it
@@ -258,13 +263,15 @@ def train(
             bar.update(settings.batch)
             last = trainee.step == settings.steps
             if trainee.step % settings.log_every == 0 or last:
-                _log(run, name, trainee, value, bar)
+                _log(run, name, trainee, value, bar, events)
             if trainee.step % settings.save_every == 0 or last:
                 state = trainee.tensors()
                 if trainee.main:
                     save_checkpoint(path, state, {**(about or {}), "step": trainee.step})
                 if watch is not None:
                     watch(trainee)
+    if events is not None:
+        events.close()
     average = trainee.averaged()
     return average  # pyright: ignore[reportReturnType]
 
@@ -277,7 +284,7 @@ def _own_randomness(trainee: Trainee) -> Generator[None]:
         yield
 
 
-def _log(run: Run, name: str, trainee: Trainee, value: Tensor, bar: tqdm) -> None:
+def _log(run: Run, name: str, trainee: Trainee, value: Tensor, bar: tqdm, events: Board | None) -> None:
     number = trainee.accelerator.reduce(value, "mean").item()
     if not math.isfinite(number):
         raise FloatingPointError(
@@ -286,4 +293,7 @@ def _log(run: Run, name: str, trainee: Trainee, value: Tensor, bar: tqdm) -> Non
         )
     bar.set_postfix(loss=f"{number:.4f}")
     if trainee.main:
-        run.log(name, step=trainee.step, loss=number, lr=trainee.settings.rate(trainee.step - 1), time=time.time())
+        rate = trainee.settings.rate(trainee.step - 1)
+        run.log(name, step=trainee.step, loss=number, lr=rate, time=time.time())
+        if events is not None:
+            events.add(trainee.step, loss=number, lr=rate)

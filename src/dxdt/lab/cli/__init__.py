@@ -10,6 +10,8 @@ import tyro
 from rich.console import Console
 
 from dxdt.lab.bench import bench
+from dxdt.lab.bench.sample import bench_sample
+from dxdt.lab.bench.train import bench_train
 from dxdt.lab.cli.evaluate import evaluate
 from dxdt.lab.cli.likelihood import likelihood
 from dxdt.lab.cli.runs import runs
@@ -65,6 +67,12 @@ def main(args: list[str] | None = None) -> None:
     try:
         if args[:1] == ["train"]:
             train_command(args[1:])
+            return
+        if args[:2] == ["bench", "train"]:
+            tyro.cli(bench_train, args=args[2:], prog="dxdt bench train", config=(tyro.conf.FlagCreatePairsOff,))
+            return
+        if args[:2] == ["bench", "sample"]:
+            tyro.cli(bench_sample, args=args[2:], prog="dxdt bench sample", config=(tyro.conf.FlagCreatePairsOff,))
             return
         tyro.extras.subcommand_cli_from_dict(
             {
