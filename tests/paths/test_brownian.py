@@ -61,12 +61,17 @@ def test_laws_of_two_million_samples():
         laws(seed, 200_000)
 
 
-def test_conditional_law_at_a_split():
-    """Given W, H over [0, h]: the law of the spec for the left part [0, l]."""
-    w, h, length, left = 0.7, -0.4, 2.0, 0.6
-    bound = bind(Brownian(5, SpaceTime, w=w, h=h), SAMPLES)
-    whole, part = ask(bound, 0.0, length), ask(bound, 0.0, left)
-    assert (whole.W - w).abs().max() < 1e-14 and (whole.H - h).abs().max() < 1e-14
+@pytest.mark.parametrize("rows", [SAMPLES, pytest.param(2_000_000, marks=pytest.mark.slow)])
+def test_conditional_law_at_a_split(rows):
+    """Given W, H over [0, h]: the known law of (W, H) of the left part [0, l]."""
+    w, h, length, left, chunk = 0.7, -0.4, 2.0, 0.6, min(rows, 100_000)
+    parts = []
+    for first in range(0, rows, chunk):
+        bound = bind(Brownian(5, SpaceTime, w=w, h=h), chunk, row_offset=first)
+        whole = ask(bound, 0.0, length, chunk)
+        assert (whole.W - w).abs().max() < 1e-14 and (whole.H - h).abs().max() < 1e-14
+        parts.append(ask(bound, 0.0, left, chunk)[1:])
+    left_w, left_h = (torch.cat(x) for x in zip(*parts, strict=True))
     right = length - left
     v = math.sqrt(left * right / (left**3 + right**3)) / 2
     a, b, c = v * left**2 / length, v * right**2 / length, v / math.sqrt(3)
@@ -74,7 +79,7 @@ def test_conditional_law_at_a_split():
     mean_w = left / length * w + 6 * left * right / length**2 * h
     mean_h = (left / length) ** 2 * h
     check_covariance(
-        (part.W - mean_w, part.H - mean_h),
+        (left_w - mean_w, left_h - mean_h),
         [[k * k, -k * a], [-k * a, a * a + (c * right) ** 2]],
     )
 
