@@ -19,7 +19,7 @@ EXTRAS = {
     "symbolic": ("sympy",),
     "rl": ("gymnasium", "h5py"),
     "mcmc": ("arviz",),
-    "interop": ("diffusers",),
+    "interop": ("diffusers", "safetensors"),
     "series": ("aeon",),
     "bench": ("torchdiffeq", "torchsde", "diffrax"),
 }
