@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from dxdt.lab.bench import bench
+from dxdt.lab.bench import NOISY, bench
 from dxdt.lab.bench.sample import bench_sample
 from dxdt.lab.bench.train import bench_train
 from dxdt.lab.cli.evaluate import evaluate
@@ -73,6 +73,10 @@ def main(args: list[str] | None = None) -> None:
             return
         if args[:2] == ["bench", "sample"]:
             tyro.cli(bench_sample, args=args[2:], prog="dxdt bench sample", config=(tyro.conf.FlagCreatePairsOff,))
+            return
+        if args[:1] == ["bench"] and args[1:2] and args[1] in NOISY:
+            prog, options = f"dxdt bench {args[1]}", (tyro.conf.FlagCreatePairsOff,)
+            tyro.cli(NOISY[args[1]], args=args[2:], prog=prog, config=options)
             return
         tyro.extras.subcommand_cli_from_dict(
             {
