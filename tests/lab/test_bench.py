@@ -10,6 +10,7 @@ from dxdt.lab.bench import bench
 from dxdt.lab.bench.measure import count_operations, time_together
 from dxdt.lab.bench.peers import PEERS
 from dxdt.lab.bench.problems import PROBLEMS
+from dxdt.lab.bench.scaling import scaling
 
 
 def test_a_run_writes_what_it_found(tmp_path):
@@ -67,3 +68,11 @@ def test_operations_and_host_reads_are_counted():
     x = torch.ones(3)
     counts = count_operations(lambda: float((x + 1).sum()))
     assert counts.operations == 3 and counts.syncs == 1
+
+
+def test_curves_are_recorded(tmp_path):
+    points = scaling(axes=("steps",), peers=("dxdt",), repeats=1, out=tmp_path)
+    steps = [p.steps for p in points]
+    assert steps == sorted(steps) and len(set(steps)) == len(steps)
+    assert len(json.loads((tmp_path / "scaling.json").read_text())) == len(points)
+    assert (tmp_path / "scaling.png").stat().st_size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["PROBLEMS", "Problem"]
+__all__ = ["PROBLEMS", "Problem", "mlp_of_width"]
 
 
 class _MLP(nn.Module):
@@ -151,3 +151,9 @@ PROBLEMS = {
         ),
     )
 }
+
+
+def mlp_of_width(width: int) -> Problem:
+    """The wide problem with hidden layers of another width."""
+    make = lambda: _MLP((4, width, width, 4), torch.tanh, None, 1.0)  # noqa: E731
+    return replace(PROBLEMS["wide"], title=f"MLP 4-{width}-{width}-4 tanh", make=make)
