@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from dxdt.diffusion.clock import Clock, log_snr
 from dxdt.diffusion.parameterisation import Noise, Parameterisation
-from dxdt.diffusion.posterior import Place, Posterior
+from dxdt.diffusion.posterior import Place, Posterior, Sight
 from dxdt.diffusion.preconditioning import Preconditioning
-from dxdt.diffusion.process import Process, along
+from dxdt.diffusion.process import Moments, Process, along, check_mean
 
 __all__ = ["Cast", "Conditioned", "Denoiser", "DenoiserLike", "Preconditioned"]
 
@@ -41,9 +41,7 @@ def _ask(
     net: Callable[..., Tensor], x: Tensor, told: Tensor, mu: Tensor | None, condition: dict[str, Any], name: str
 ) -> Tensor:
     """Return the network's answer, of x's shape and dtype."""
-    if told.is_floating_point():
-        # Index times do not fit half precision; networks embed them before they meet the data.
-        told = told.to(torch.promote_types(x.dtype, torch.float32))
+    told = _on(told, x)
     output = net(x, told, **condition) if mu is None else net(x, told, mu, **condition)
     if output.shape != x.shape:
         raise ValueError(
@@ -51,6 +49,35 @@ def _ask(
             f"{tuple(x.shape)}; give it as many output channels as input channels."
         )
     return output
+
+
+def foreseen(denoiser: Any, t: Float[Tensor, " times"], like: Tensor) -> list[Any] | None:
+    """Return what a denoiser prepares for times known before it is asked, given back to it as `sight` beside each of
+    them, or None where it prepares nothing."""
+    prepare = getattr(denoiser, "foresee", None)
+    return None if prepare is None else prepare(t, like)
+
+
+def _on(told: Tensor, like: Tensor) -> Tensor:
+    """Network times on the device of the data and in their precision, but float32 at least: index times do not fit
+    half precision, and networks embed them before they meet the data."""
+    if told.dtype is like.dtype is torch.float32 and told.device == like.device:
+        return told
+    if told.is_floating_point():
+        return told.to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return told.to(like.device)
+
+
+def _known(process: Process, t: Tensor, like: Tensor) -> list[Moments]:
+    """a, b and c at times (K,), each as the scalars that meet data such as `like`."""
+    each = [f(t).to(like).unbind(0) for f in (process.a, process.b, process.c)]
+    return [Moments(*row) for row in zip(*each, strict=True)]
+
+
+def _seen(process: Process, sight: Sight, x: Tensor, t: Tensor, mu: Tensor | None) -> tuple[Place, Tensor]:
+    """The place that was prepared, and what the network is told there, one number for each time."""
+    check_mean(mu, x)
+    return Place(process, t, x, mu, sight.at), sight.told.expand(t.shape)
 
 
 @final
@@ -81,8 +108,19 @@ class Denoiser(nn.Module):
         self.parameterisation = Noise() if parameterisation is None else parameterisation
         self.clock = clock
 
+    def foresee(self, t: Float[Tensor, " times"], like: Tensor) -> list[Sight]:
+        """Return what `forward` may be told beside each of these times, where data are such as `like`."""
+        told = _on(self.clock(self.process, t.double()), like)
+        return [Sight(*both) for both in zip(_known(self.process, t.double(), like), told.unbind(0), strict=True)]
+
     def forward(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None, **condition: Any
+        self,
+        x: Float[Tensor, "batch *shape"],
+        t: Tensor,
+        mu: Tensor | None = None,
+        *,
+        sight: Sight | None = None,
+        **condition: Any,
     ) -> Posterior:
         """Return what is known about x_0 given `x` at times `t` () or (batch,).
 
@@ -90,10 +128,14 @@ class Denoiser(nn.Module):
             x: x_t.
             t: times.
             mu: mean of the process.
+            sight: what `foresee` prepared, where all times are one.
             condition: passed on to the network, such as labels=y.
         """
-        place = Place.of(self.process, t, x, mu)
-        told = self.clock(self.process, t.double())
+        if sight is None:
+            place = Place.of(self.process, t, x, mu)
+            told = self.clock(self.process, t.double())
+        else:
+            place, told = _seen(self.process, sight, x, t, mu)
         output = _ask(self.net, x, told, mu, condition, "Denoiser")
         return self.parameterisation.read(output, place)
 
@@ -122,19 +164,40 @@ class Preconditioned(nn.Module):
         self.process = process
         self.preconditioning = preconditioning
 
+    def _scales(self, t: Tensor) -> tuple[Tensor, ...]:
+        """The weights of xi and F, and what the network is told."""
+        w = self.preconditioning.weights(self.process.a(t), self.process.c(t))
+        told = self.preconditioning.told((-self.process.lam(t)).exp())
+        return w.into, w.data_skip, w.data_out, w.noise_skip, w.noise_out, told
+
+    def foresee(self, t: Float[Tensor, " times"], like: Tensor) -> list[Sight]:
+        """Return what `forward` may be told beside each of these times; as `Denoiser`."""
+        *weights, told = self._scales(t.double())
+        rows = zip(*(w.to(like).unbind(0) for w in weights), strict=True)
+        known = _known(self.process, t.double(), like)
+        return [Sight(*each) for each in zip(known, _on(told, like).unbind(0), rows, strict=True)]
+
     def forward(
-        self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None, **condition: Any
+        self,
+        x: Float[Tensor, "batch *shape"],
+        t: Tensor,
+        mu: Tensor | None = None,
+        *,
+        sight: Sight | None = None,
+        **condition: Any,
     ) -> Posterior:
         """Return what is known about x_0 given `x` at times `t` () or (batch,); as `Denoiser`."""
-        place = Place.of(self.process, t, x, mu)
-        s = t.double()
-        weights = self.preconditioning.weights(self.process.a(s), self.process.c(s))
-        told = self.preconditioning.told((-self.process.lam(s)).exp())
+        if sight is None:
+            place = Place.of(self.process, t, x, mu)
+            *weights, told = self._scales(t.double())
+            weights = [along(w, x) for w in weights]
+        else:
+            place, told = _seen(self.process, sight, x, t, mu)
+            weights = sight.scales
+        into, data_skip, data_out, noise_skip, noise_out = weights
         xi = place.xi
-        answer = _ask(self.net, along(weights.into, x) * xi, told, mu, condition, "Preconditioned")
-        data = along(weights.data_skip, x) * xi + along(weights.data_out, x) * answer
-        noise = along(weights.noise_skip, x) * xi + along(weights.noise_out, x) * answer
-        return place.answer(data, noise)
+        answer = _ask(self.net, into * xi, told, mu, condition, "Preconditioned")
+        return place.answer(data_skip * xi + data_out * answer, noise_skip * xi + noise_out * answer)
 
 
 @final
@@ -183,6 +246,10 @@ class Conditioned(nn.Module):
     def process(self) -> Process:
         """That of the denoiser."""
         return self.denoiser.process
+
+    def foresee(self, t: Float[Tensor, " times"], like: Tensor) -> list[Any] | None:
+        """Return what the denoiser prepares for these times."""
+        return foreseen(self.denoiser, t, like)
 
     def forward(
         self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None, **condition: Any

@@ -17,13 +17,28 @@ section 4, for L = 1 without a mean; the rest follows by x_t = mu + L y_t.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from dxdt.diffusion.process import Moments, Process, Rates, check_mean
 
-__all__ = ["Place", "Posterior"]
+__all__ = ["Place", "Posterior", "Sight"]
+
+
+class Sight(NamedTuple):
+    """What a denoiser prepares for a time that is known before it looks, all of shape ().
+
+    Attributes:
+        at: a, b and c.
+        told: what the network is told, in float64, or whole numbers.
+        scales: what else it needs, such as the weights of a preconditioning.
+    """
+
+    at: Moments
+    told: Tensor
+    scales: tuple[Tensor, ...] = ()
 
 
 @final
@@ -70,46 +85,80 @@ class Place:
 
     def from_data(self, data: Tensor) -> Posterior:
         """Return the answer whose data are `data`."""
-        return self.answer(data, (self.xi - self.at.a * data) / self.at.c)
+        return Posterior(self.process, self.t, self.x, data, None, self.mu, self.at)
 
     def from_noise(self, noise: Tensor) -> Posterior:
         """Return the answer whose noise is `noise`."""
-        return self.answer((self.xi - self.at.c * noise) / self.at.a, noise)
+        return Posterior(self.process, self.t, self.x, None, noise, self.mu, self.at)
 
     def answer(self, data: Tensor, noise: Tensor) -> Posterior:
         """Return the answer (data, noise), which the caller knows to agree."""
-        return Posterior(self.process, self.t, self.x, data, noise, self.mu)
+        return Posterior(self.process, self.t, self.x, data, noise, self.mu, self.at)
 
 
 @final
-@dataclass(frozen=True)
 class Posterior:
     """What a denoiser knows about x_0 after seeing x_t.
 
-    Attributes:
+    Args:
         process, t: where it looked.
         x: x_t.
-        data: E[x_0 | x_t].
-        noise: E[eps | x_t].
+        data: E[x_0 | x_t], or None where it follows from the noise.
+        noise: E[eps | x_t], or None where it follows from the data.
         mu: mean of the process, or None for zero.
+        at: a, b and c there, where they are at hand.
+
+    Raises:
+        ValueError: neither data nor noise is given.
     """
 
-    process: Process
-    t: Tensor
-    x: Tensor
-    data: Tensor
-    noise: Tensor
-    mu: Tensor | None = None
+    def __init__(
+        self,
+        process: Process,
+        t: Tensor,
+        x: Tensor,
+        data: Tensor | None,
+        noise: Tensor | None,
+        mu: Tensor | None = None,
+        at: Moments | None = None,
+    ) -> None:
+        if data is None and noise is None:
+            raise ValueError("Posterior: nothing is known; give data, noise, or both.")
+        self.process, self.t, self.x, self.mu = process, t, x, mu
+        self._data, self._noise, self._at = data, noise, at
+
+    def __repr__(self) -> str:
+        return f"Posterior({self.process!r}, t={self.t!r}, x of shape {tuple(self.x.shape)})"
+
+    # Formed when they are asked for, and kept: not as cached properties, which a compiler does not see through.
 
     @property
     def place(self) -> Place:
         """Where it looked, with a, b and c there."""
-        return Place.of(self.process, self.t, self.x, self.mu)
+        if self._at is None:
+            self._at = Place.of(self.process, self.t, self.x, self.mu).at
+        return Place(self.process, self.t, self.x, self.mu, self._at)
+
+    @property
+    def data(self) -> Tensor:
+        """E[x_0 | x_t] = (xi - c noise) / a."""
+        if self._data is None:
+            place = self.place
+            self._data = _less(place.xi, place.at.c, self.noise) / place.at.a
+        return self._data
+
+    @property
+    def noise(self) -> Tensor:
+        """E[eps | x_t] = (xi - a data) / c."""
+        if self._noise is None:
+            place = self.place
+            self._noise = _less(place.xi, place.at.a, self.data) / place.at.c
+        return self._noise
 
     @property
     def score(self) -> Tensor:
         """grad log p_t(x_t) = -noise / c (Tweedie)."""
-        return -self.noise / self.process.moments(self.t, self.x).c
+        return -self.noise / self.place.at.c
 
     @property
     def residual(self) -> Tensor:
@@ -124,7 +173,7 @@ class Posterior:
     @property
     def angular_velocity(self) -> Tensor:
         """L a noise - (c / L) (data - mu), the "v" of variance-preserving models."""
-        m, radius = self.process.moments(self.t, self.x), self.process.radius
+        m, radius = self.place.at, self.process.radius
         around = self.residual if self.process.centred else self.data
         return radius * m.a * self.noise - m.c / radius * around
 
@@ -132,3 +181,10 @@ class Posterior:
         """Return the velocity for rates that are already at hand."""
         flow = rates.a * self.data + rates.c * self.noise
         return flow if self.mu is None else flow + rates.b * self.mu
+
+
+def _less(x: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """x - weight y, in one operation where all are of one dtype."""
+    if x.dtype is y.dtype is weight.dtype:
+        return torch.addcmul(x, weight, y, value=-1)
+    return x - weight * y

@@ -24,7 +24,7 @@ from typing import Any, final
 
 from torch import Tensor
 
-from dxdt.diffusion.denoiser import DenoiserLike, Posterior
+from dxdt.diffusion.denoiser import DenoiserLike, Posterior, foreseen
 from dxdt.diffusion.process import Process
 from dxdt.ops.tree import Layout
 from dxdt.solve.equation import Ito
@@ -75,9 +75,20 @@ class Reverse(ABC):
         """Return the time of a given log(a / c)."""
         return self.process.time(lam)
 
-    def remainder(self, t: Tensor, y: Tensor) -> Posterior:
+    @property
+    def affine(self) -> tuple[Process, float]:
+        """What a, b, c, lam and tau follow from."""
+        return self.process, self.tau
+
+    def foresee(self, t: Tensor, like: Tensor) -> list[Any] | None:
+        """Return what the denoiser prepares for known times (K,), where states are such as `like`."""
+        return foreseen(self.denoiser, t, like)
+
+    def remainder(self, t: Tensor, y: Tensor, sight: Any = None) -> Posterior:
         """Return the denoiser's answer, the part of the equation that is not affine."""
-        return self.denoiser(y, t, self.mu)
+        if sight is None:
+            return self.denoiser(y, t, self.mu)
+        return self.denoiser(y, t, self.mu, sight=sight)  # pyright: ignore[reportCallIssue]
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """Return the bracket above at `t` () or (batch,) and `y` (batch, *shape)."""

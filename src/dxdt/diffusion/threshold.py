@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dxdt.diffusion.denoiser import foreseen
 from dxdt.diffusion.posterior import Posterior
 from dxdt.diffusion.process import Process
 
@@ -105,11 +106,15 @@ class Thresholded(nn.Module):
         """That of the denoiser."""
         return self.denoiser.process
 
+    def foresee(self, t: Tensor, like: Tensor) -> list[Any] | None:
+        """Return what the denoiser prepares for known times (K,)."""
+        return foreseen(self.denoiser, t, like)
+
     def forward(
         self, x: Float[Tensor, "batch *shape"], t: Tensor, mu: Tensor | None = None, **condition: Any
     ) -> Posterior:
         """Return the denoiser's answer with data in range."""
         answer: Posterior = self.denoiser(x, t, mu, **condition)
         data = self.threshold(answer.data)
-        at = self.process.moments(t, x)
+        at = answer.place.at
         return Posterior(answer.process, t, x, data, answer.noise + at.a / at.c * (answer.data - data), mu)

@@ -29,7 +29,8 @@ from torch import Tensor
 from dxdt.ops.clock import Ticks, scaled_sum
 from dxdt.ops.tree import Layout
 from dxdt.solve.equation import Equation, Ito, Rows, Stratonovich
-from dxdt.solve.exponential_course import Course, Cut, Taken
+from dxdt.solve.exponential_course import Cut, Taken
+from dxdt.solve.exponential_guide import Guide, guide
 from dxdt.solve.exponential_noise import StepNoise
 from dxdt.solve.exponential_options import Corrector, Inside, Preserving, Rising
 from dxdt.solve.exponential_recipes import course
@@ -171,20 +172,28 @@ class Exponential(Solver):
         return (*empty, torch.zeros(y.shape[0], self.memory, dtype=torch.float64, device=y.device))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        history, gaps = (state, None) if len(state) == self.memory else (state[:-1], state[-1])
-        taken = self._taken(eq, t, dt, y, gaps, index)
-        mu = _mean(eq)
+        memory = self.memory
+        history, gaps = (state, None) if len(state) == memory else (state[:-1], state[-1])
+        known = self._guide(eq, dt, y, gaps)
+        if known is None:
+            known, index_there = Guide(course(self, eq, y, t, dt, gaps), None), 0
+        else:
+            index_there = index
+        taken = known.course.take(index_there, dt)
+        mu = None if eq.equation.mu is None else _mean(eq)
         noises: dict[bytes, Tensor] = {}
-        first = eq.answer(taken[0].times[0], y)
-        done = [_Pass(self, eq, y, mu, recipe, history, index, noises).run(first) for recipe in taken]
+        first = eq.answer(taken[0].times[0], y, known.sight(taken[0], 0))
+        done = [_Pass(self, eq, y, mu, known, recipe, history, index, noises).run(first) for recipe in taken]
         new, error, between, answer = done[0]
+        if len(done) == 1 and gaps is None:
+            return Step(new, error, (answer, *history)[:memory], between)
         for recipe, other in zip(taken[1:], done[1:], strict=True):
             rows = torch.from_numpy(recipe.rows).to(y.device)[:, None]
             new, answer = torch.where(rows, other[0], new), torch.where(rows, other[3], answer)
             between = tuple(torch.where(rows, b, a) for a, b in zip(between, other[2], strict=True))
             if error is not None:
                 error = torch.where(rows, torch.zeros_like(error) if other[1] is None else other[1], error)
-        after: State = (answer, *history)[: self.memory]
+        after: State = (answer, *history)[:memory]
         if gaps is not None:
             length = torch.as_tensor(dt, dtype=torch.float64, device=gaps.device).reshape(-1, 1)
             after = (*after, torch.cat([length, gaps[:, :-1]], 1))
@@ -197,23 +206,19 @@ class Exponential(Solver):
         p, q, r = (x - y for x in (*step.data, step.y))
         return torch.stack([9 * p - 4.5 * q + r, -22.5 * p + 18 * q - 4.5 * r, 13.5 * p - 13.5 * q + 4.5 * r])
 
-    def _taken(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, gaps: Tensor | None, index: Ticks) -> list[Taken]:
-        """The recipes of this step."""
-        times = eq.outlook.times
-        if times is None or isinstance(dt, Tensor) or gaps is not None:
-            return course(self, eq, y, t, dt, gaps).take(0, dt)
-        known: Course | None = eq.outlook.memo.get("exponential")
+    def _guide(self, eq: Rows, dt: Ticks, y: Tensor, gaps: Tensor | None) -> Guide | None:
+        """What is known of the whole grid, or None where each step is found as it comes."""
+        if eq.outlook.times is None or gaps is not None or isinstance(dt, Tensor):
+            return None
+        known: Guide | None = eq.outlook.memo.get("exponential")
         if known is None:
-            known = eq.outlook.memo["exponential"] = course(self, eq, y, times)
-        return known.take(index, dt)
+            known = eq.outlook.memo["exponential"] = guide(self, eq, y)
+        return known
 
 
-def _mean(eq: Rows) -> Tensor | None:
+def _mean(eq: Rows) -> Tensor:
     """The mean as rows."""
-    mu = eq.equation.mu
-    if mu is None:
-        return None
-    whole = eq.layout.whole
+    mu, whole = eq.equation.mu, eq.layout.whole
     return eq.layout.pack(mu if tuple(mu.shape) == whole else mu.expand(whole))
 
 
@@ -225,6 +230,7 @@ class _Pass:
     eq: Rows
     y: Tensor
     mu: Tensor | None
+    guide: Guide
     recipe: Taken
     history: State
     index: Ticks
@@ -235,9 +241,9 @@ class _Pass:
         recipe = self.recipe
         answers = [self._read(first)]
         new = self._value(recipe.lines[0], answers)
-        for time, line in zip(recipe.times[1:], recipe.lines[1:], strict=True):
-            answers.append(self._read(self.eq.answer(time, new)))
-            new = self._value(line, answers)
+        for k in range(1, len(recipe.times)):
+            answers.append(self._read(self.eq.answer(recipe.times[k], new, self.guide.sight(recipe, k))))
+            new = self._value(recipe.lines[k], answers)
         error = None
         if recipe.error is not None:
             for w, q in zip(recipe.error, answers, strict=True):
@@ -261,12 +267,15 @@ class _Pass:
         alpha, before, after, std = line.head
         start = self.y if self.mu is None else scaled_sum(self.y, -before, self.mu)
         new = start * alpha
+        # A number of the host is told by its type: asking whether something is a tensor costs half a sum.
         for w, q in zip((*line.stages, *line.history), (*answers, *self.history), strict=True):
-            if not (isinstance(w, float) and w == 0.0):
-                new = scaled_sum(new, w, q)
+            if type(w) is not float:
+                new = torch.addcmul(new, w, q)
+            elif w != 0.0:
+                new = torch.add(new, q, alpha=w)
         if self.mu is not None:
             new = scaled_sum(new, after, self.mu)
-        if self.eq.noise is not None and self.eq.equation.tau and not (isinstance(std, float) and std == 0.0):
+        if self.eq.noise is not None and self.eq.equation.tau and not (type(std) is float and std == 0.0):
             new = scaled_sum(new, std, self._noise(line))
         return new
 

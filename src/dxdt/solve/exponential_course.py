@@ -17,7 +17,7 @@ from torch import Tensor
 from dxdt.ops.clock import Ticks
 from dxdt.solve.exponential_lines import HEAD
 
-__all__ = ["Course", "Formula", "Recipe", "Taken"]
+__all__ = ["Course", "Cut", "Formula", "Recipe", "Taken"]
 
 
 class Formula(NamedTuple):
@@ -70,6 +70,7 @@ class Taken(NamedTuple):
         error: weights of the stages, or None.
         lam: where the rows begin, ``(R,)``.
         data: rows that read the data; True for all, False for none.
+        place: number of the recipe and of the step, where that is one for all rows.
     """
 
     rows: np.ndarray | None
@@ -79,28 +80,31 @@ class Taken(NamedTuple):
     between: Sequence[Cut]
     lam: np.ndarray
     data: np.ndarray | bool
+    place: tuple[int, int] | None = None
 
 
 class Course:
-    """The recipes of a solve with R rows; ``joint`` says whether the field sees one time for all."""
+    """The recipes of a solve with R rows; ``joint`` says whether the field sees one time for all.
+
+    It holds numbers alone, of the device and dtype of ``like``, so that solves may share it.
+    """
 
     def __init__(self, recipes: Sequence[Recipe], rows: int, joint: bool, like: Tensor) -> None:
         self.recipes = [r for r in recipes if r.mask.any()]
         self.rows, self.joint = rows, joint
-        self.like = like
+        self.like = torch.empty((), dtype=like.dtype, device=like.device)
         self.columns = self.recipes[0].mask.shape[1]
         self.last = self.recipes[0].mask.shape[0] - 1
-        self._lists: dict[int, Any] = {}
-        self._times: dict[int, Sequence[Tensor]] = {}
+        self._steps: list[list[Taken]] = []
 
     def take(self, index: Ticks, dt: Ticks) -> list[Taken]:
         """The recipes of step number ``index`` of each row; rows with dt = 0 stand still."""
         if self.columns == 1:
             number = _common(index, dt)
             if number is not None:
-                return [
-                    self._shared(r, min(number, self.last)) for r in self.recipes if r.mask[min(number, self.last), 0]
-                ]
+                if not self._steps:
+                    self._steps = self._shared()
+                return self._steps[min(number, self.last)]
         where = np.minimum(np.broadcast_to(np.asarray(index), (self.rows,)), self.last)
         still = np.broadcast_to(np.asarray(_host(dt)) == 0, (self.rows,))
         column = np.zeros(self.rows, dtype=np.int64) if self.columns == 1 else np.arange(self.rows)
@@ -113,29 +117,25 @@ class Course:
             return [taken[0]._replace(rows=None)]
         return taken
 
-    def _shared(self, r: Recipe, i: int) -> Taken:
-        """Step i for all rows: numbers are floats."""
-        lines = [_split(self._list(f.numbers)[i], f, self._list(f.lam)[i]) for f in r.lines]
-        between = [_split(self._list(f.numbers)[i], f, self._list(f.lam)[i]) for f in r.between]
-        error = None if r.error is None else self._list(r.error)[i]
-        times = [self._time(t)[i] for t in r.times]
-        if not self.joint:
-            times = [t.expand(self.rows) for t in times]
-        return Taken(None, times, lines, error, between, np.array([self._list(r.lam)[i]]), bool(r.data[i, 0]))
+    def _shared(self) -> list[list[Taken]]:
+        """All steps, each for all rows: numbers are floats."""
+        steps: list[list[Taken]] = [[] for _ in range(self.last + 1)]
+        for number, r in enumerate(self.recipes):
+            lines, between = ([_lists(f) for f in group] for group in (r.lines, r.between))
+            error = None if r.error is None else r.error.squeeze(1).tolist()
+            times = [self._seen(t) for t in r.times]
+            lam = r.lam.detach().cpu().numpy()
+            for i in np.flatnonzero(r.mask[:, 0]).tolist():
+                cuts = [[_split(*f, i) for f in group] for group in (lines, between)]
+                weights = None if error is None else error[i]
+                seen = [t[i] for t in times]
+                steps[i].append(Taken(None, seen, cuts[0], weights, cuts[1], lam[i], bool(r.data[i, 0]), (number, i)))
+        return steps
 
-    def _list(self, x: Tensor) -> Any:
-        """A tensor ``(N, 1, ...)`` as nested lists."""
-        found = self._lists.get(id(x))
-        if found is None:
-            found = self._lists[id(x)] = x.squeeze(1).tolist()
-        return found
-
-    def _time(self, t: Tensor) -> Sequence[Tensor]:
-        found = self._times.get(id(t))
-        if found is None:
-            found = list(t.squeeze(1).to(self.like.device).unbind(0))
-            self._times[id(t)] = found
-        return found
+    def _seen(self, t: Tensor) -> Sequence[Tensor]:
+        """Each step's time as the field sees it."""
+        flat = t.squeeze(1).to(self.like.device)
+        return flat.unbind(0) if self.joint else flat.unsqueeze(1).expand(-1, self.rows).unbind(0)
 
     def _gathered(self, r: Recipe, where: np.ndarray, column: np.ndarray, still: np.ndarray, rows: np.ndarray) -> Taken:
         """Each row's own step: numbers are ``(R, 1)`` tensors."""
@@ -148,7 +148,9 @@ class Course:
             rest[:, 0] = 1.0
             numbers = torch.where(idle.to(numbers.device)[:, None], rest, numbers)
             parts = numbers.to(self.like.device, self.like.dtype).unsqueeze(-1).unbind(1)
-            return _split(parts, f, f.lam[place].detach().cpu().numpy())
+            end = HEAD + f.stages
+            lam = np.atleast_1d(f.lam[place].detach().cpu().numpy())
+            return Cut(parts[:HEAD], parts[HEAD:end], parts[end:], lam)
 
         error = None
         if r.error is not None:
@@ -163,9 +165,14 @@ class Course:
         return Taken(rows, times, [cut(f) for f in r.lines], error, [cut(f) for f in r.between], lam, read)
 
 
-def _split(numbers: Sequence[Any], f: Formula, lam: Any) -> Cut:
-    end = HEAD + f.stages
-    return Cut(numbers[:HEAD], numbers[HEAD:end], numbers[end:], np.atleast_1d(lam))
+def _lists(f: Formula) -> tuple[list[list[float]], int, np.ndarray]:
+    """A formula's numbers on the host, its stages, and where it ends."""
+    return f.numbers.squeeze(1).tolist(), HEAD + f.stages, f.lam.detach().cpu().numpy()
+
+
+def _split(numbers: list[list[float]], end: int, lam: np.ndarray, i: int) -> Cut:
+    row = numbers[i]
+    return Cut(row[:HEAD], row[HEAD:end], row[end:], lam[i])
 
 
 def _host(x: Ticks) -> Any:
@@ -176,7 +183,7 @@ def _common(index: Ticks, dt: Ticks) -> int | None:
     """The number of the step, where it is one for all rows and all of them move."""
     if isinstance(dt, Tensor):
         return None
-    if np.ndim(index) == 0 and np.ndim(dt) == 0:
+    if type(index) is int or (np.ndim(index) == 0 and np.ndim(dt) == 0):
         return int(index) if dt != 0 else None
     index = np.atleast_1d(index)
     if (index == index[0]).all() and np.all(dt != 0):

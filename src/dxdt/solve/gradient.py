@@ -23,7 +23,7 @@ from dxdt.solve.start import begin
 
 __all__ = ["Answers", "Direct", "Gradient", "Inputs", "Loop", "Outcome", "Outputs"]
 
-Loop = Callable[[Plan, Carry, Callable[[Carry, Attempt, After], Any]], Carry]
+Loop = Callable[[Plan, Carry, Callable[[Carry, Attempt, After], Any] | None], Carry]
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,6 @@ class Direct(Gradient):
             if request is not None:
                 answers.add(recorder.serve(plan, attempt, after, request), attempt.at.y)
 
-        observe_or_not = observe if recorder.wants or plan.watch is not None else _ignore
+        observe_or_not = observe if recorder.wants or plan.watch is not None else None
         carry = loop(plan, begin(plan, inputs.y, dt, grad=torch.is_grad_enabled()), observe_or_not)
         return Outcome(carry.y, *answers.stacked(), carry.origin, carry)
-
-
-def _ignore(carry: Carry, attempt: Attempt, after: After) -> None:
-    """Nothing is asked of the steps."""

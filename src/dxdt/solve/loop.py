@@ -11,14 +11,14 @@ Rows that have ended take dt = 0 and are kept by ``choose``, never by multiplica
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dxdt.ops.clock import Ticks
+from dxdt.solve.march import Observer, grid_of, march
 from dxdt.solve.plan import NOTHING, After, Attempt, Carry, Plan, Point, choose_state
 from dxdt.solve.solution import RUNNING, Status
 from dxdt.solve.solver import Step
@@ -205,9 +205,13 @@ def _status(
     return clock.where(running, cause, c.status)
 
 
-def run(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any]) -> Carry:
+def run(plan: Plan, carry: Carry, observe: Observer | None) -> Carry:
     """The eager loop: attempts until no row runs; ``observe`` sees each."""
+    grid = grid_of(plan, carry)
+    if grid is not None:
+        return march(plan, carry, grid, observe)
     while (carry.status == RUNNING).any():
         carry, attempt, after = advance(plan, carry)
-        observe(carry, attempt, after)
+        if observe is not None:
+            observe(carry, attempt, after)
     return carry

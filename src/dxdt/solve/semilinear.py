@@ -38,6 +38,9 @@ class SemiLinear(Protocol):
     Attributes:
         tau: share of noise, 0 for the ordinary equation.
         mu: mean to which x reverts, with as many axes as x, or None for zero.
+
+    Where the times of a solve are known, an equation may prepare for them: ``foresee(t, like)`` returns something
+    for each of the times ``(K,)``, which ``remainder`` is then given beside that time, or None.
     """
 
     tau: float
