@@ -227,8 +227,20 @@ def test_several_averages_are_kept_and_resumed(tmp_path: Path):
     settings = replace(TINY, training=training)
     model = train_score(settings, tmp_path / "run", quiet=True)
     again = train_score(settings, tmp_path / "run", quiet=True)
-    pairs = zip(model.denoiser.parameters(), again.denoiser.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    main(["average", str(tmp_path / "run"), "--width", "0.1"])
+    main(["average", str(tmp_path / "run"), "--width", "0.15"])
+    same, other = (load_model(tmp_path / "run" / f"average-{w}.safetensors") for w in ("0.1", "0.15"))
+    four = (m.denoiser.state_dict().values() for m in (model, again, same, other))
+    for a, b, c, d in zip(*four, strict=True):
+        assert torch.equal(a, b)
+        assert torch.allclose(a, c, atol=1e-6)
+        assert a.numel() < 9 or not torch.equal(c, d)
+
+
+def test_a_run_without_snapshots_has_no_other_averages(trained: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["average", str(trained), "--width", "0.1"])
+    assert "kept no snapshots" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

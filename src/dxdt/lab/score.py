@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -26,11 +26,13 @@ from dxdt.lab.choices import (
 )
 from dxdt.lab.config import from_plain, to_plain
 from dxdt.lab.draws import Draws, Order
+from dxdt.lab.ema import PowerFunction, reconstruct
 from dxdt.lab.files import write_picture
 from dxdt.lab.images import Augmentation, ImageSet, grid_picture
 from dxdt.lab.plots import losses
 from dxdt.lab.readers import open_images
 from dxdt.lab.run import Run
+from dxdt.lab.snapshots import keep_snapshot, read_snapshots
 from dxdt.lab.train import Trainee, Training, processes, train
 
 FORMAT = "dxdt score model 1"
@@ -170,7 +172,8 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
     """Train a score model in a folder, or go on with it, and return its average.
 
     The folder gets config.json, metrics.jsonl, checkpoints/score.safetensors (all that resuming needs),
-    model.safetensors (the average, for use), pictures/ of samples, losses.png and TensorBoard's events.
+    model.safetensors (the average, for use), pictures/ of samples, losses.png, TensorBoard's events and,
+    for power-function averages, snapshots/.
 
     Raises:
         ValueError: the folder holds another run, or settings do not fit the images.
@@ -189,12 +192,18 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
     about = {"format": FORMAT, "settings": to_plain(settings), "shape": images.shape, "classes": classes}
     about["levels"] = images.levels
 
+    ema = settings.training.average
+    widths = ema.widths if isinstance(ema, PowerFunction) else ()
+
     def watch(trainee: Trainee) -> None:
-        average: Any = trainee.averaged()
+        averages: list[Any] = [trainee.averaged(k) for k in range(len(trainee.averages.tensors))]
+        average = averages[0]
         if not trainee.main:
             return
         model = ScoreModel(average.denoiser, settings, images.shape, levels, classes, trainee.step)
         save_model(folder / "model.safetensors", model, about)
+        for width, one in zip(widths, averages if widths else (), strict=True):
+            keep_snapshot(folder, width, trainee.step, one)
         if rows := run.read(SERIES):
             losses(folder / "losses.png", {SERIES: rows})
         if settings.pictures:
@@ -232,6 +241,29 @@ def save_model(path: Path, model: ScoreModel, about: dict[str, Any]) -> None:
     """Write a model for use: weights, network, process and settings, in one safetensors file."""
     denoiser: Any = model.denoiser
     save(path, denoiser, about={**about, "step": model.step})
+
+
+def average_model(folder: Path, width: float, step: int | None = None) -> tuple[ScoreModel, dict[str, Any]]:
+    """Return the power-function average of any width of a run that kept snapshots, and its file's header.
+
+    Args:
+        folder: of the run.
+        width: relative standard deviation of the average.
+        step: at which step; the last by default.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: it kept no snapshots, none as late as `step`, or no average has this width.
+    """
+    model = load_model(folder)
+    taken = read_snapshots(folder)
+    tensors = reconstruct(taken, width, step)
+    with torch.no_grad():
+        for name, p in model.denoiser.named_parameters():
+            p.copy_(tensors[f"denoiser.{name}"])
+    about = json.loads(read_safetensors(folder / "model.safetensors")[1]["dxdt"])["about"]
+    last = max(s.step for s in taken) if step is None else step
+    return replace(model, step=last), {**about, "width": width}
 
 
 def load_model(path: Path) -> ScoreModel:

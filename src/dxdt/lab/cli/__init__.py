@@ -1,4 +1,4 @@
-"""The command line: `dxdt demo`, `dxdt bench`, `dxdt info`."""
+"""The command line: every command, and what bad input says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from dxdt.lab.bench import NOISY, bench
 from dxdt.lab.bench.sample import bench_sample
 from dxdt.lab.bench.train import bench_train
+from dxdt.lab.cli.average import average
 from dxdt.lab.cli.evaluate import evaluate
 from dxdt.lab.cli.likelihood import likelihood
 from dxdt.lab.cli.runs import runs
@@ -82,6 +83,7 @@ def main(args: list[str] | None = None) -> None:
             {
                 "demo": demo,
                 "train": train,
+                "average": average,
                 "sample": sample,
                 "likelihood": likelihood,
                 "evaluate": evaluate,

@@ -1,0 +1,44 @@
+"""The front door: quick to import, and without any extra."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+# Every package of the extras; an import of one of these is refused.
+EXTRAS = [
+    "accelerate", "aeon", "arviz", "datasets", "diffrax", "diffusers", "gymnasium", "h5py", "huggingface_hub", "jax",
+    "jinja2", "matplotlib", "minari", "mujoco", "PIL", "rich", "safetensors", "scipy", "skimage", "sklearn",
+    "tensorboard", "torchcde", "torchdiffeq", "torchmetrics", "torchode", "torchsde", "tqdm", "tyro", "yaml",
+]  # fmt: skip
+REFUSE = """
+import sys, time
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in set(sys.argv[1].split(",")):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+CODE = """
+import torch
+begun = time.process_time()
+import dxdt, dxdt.compat.torchdiffeq, dxdt.compat.torchsde, dxdt.diffusion, dxdt.interop, dxdt.models, dxdt.nn
+print(time.process_time() - begun)
+try:
+    dxdt.interop.load(sys.argv[2])
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_the_package_is_imported_quickly_and_without_extras(tmp_path: Path):
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"x")
+    command = [sys.executable, "-c", REFUSE + CODE, ",".join(EXTRAS), str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(SOURCE)})
+    assert done.returncode == 0, done.stderr
+    seconds, said = done.stdout.splitlines()
+    assert float(seconds) < 2.0  # of the processor, torch itself apart
+    assert said.startswith("safetensors is needed here and not installed: run pip install 'dxdt[interop]'")
