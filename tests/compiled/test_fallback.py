@@ -319,3 +319,17 @@ def test_second_derivatives_are_refused(traced):
     (g,) = torch.autograd.grad(sol.ys.sum(), y, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives .* compile=False"):
         g.sum().backward()
+
+
+def test_a_block_that_compiles(traced, strict):
+    """The default inside the block, unless a solve or a block inside it says otherwise."""
+    y, options = torch.tensor(START), dict(solver=Heun(), dt=0.5)
+    with dxdt.compiling():
+        dxdt.solve(ODE(lambda t, y: -y), y, (0.0, 1.0), **options, compile=False)
+        with dxdt.compiling(False):
+            dxdt.solve(ODE(lambda t, y: -y), y, (0.0, 1.0), **options)
+        assert not traced
+        dxdt.solve(ODE(lambda t, y: -y), y, (0.0, 1.0), **options)
+    assert len(traced) == 1
+    dxdt.solve(ODE(lambda t, y: -2 * y), y, (0.0, 1.0), **options)
+    assert len(traced) == 1

@@ -2,6 +2,7 @@
 
 from dxdt.solve.backsolve import Backsolve
 from dxdt.solve.checkpointed import Checkpointed
+from dxdt.solve.compiling import compiling
 from dxdt.solve.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
 from dxdt.solve.conversion import Converted, to_ito, to_stratonovich
 from dxdt.solve.equation import ODE, SDE, Ito, Stratonovich
@@ -161,6 +162,7 @@ __all__ = [
     "Tsit5",
     "Vern7",
     "Yoshida4",
+    "compiling",
     "largest_step",
     "max_norm",
     "rms",

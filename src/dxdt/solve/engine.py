@@ -258,8 +258,33 @@ def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
 
 def _compile(f: Callable[..., Any]) -> Callable[..., Any]:
     # A cache of its own for each program: the limit of recompilations counts per program.
-    options: dict[str, Any] = {"backend": backend, "isolate_recompiles": True}
-    return torch.compile(f, fullgraph=True, dynamic=False, **options)
+    options: dict[str, Any] = {"guard_filter_fn": _of_the_user}
+    kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
+    return torch.compile(f, fullgraph=True, dynamic=False, **kinds)
+
+
+def _of_the_user(guards: Sequence[Any]) -> list[bool]:
+    """Which of the conditions of a program are looked at before each call.
+
+    Those on the user's field, arguments and tensors and on torch's state; a program is made for one
+    frozen ``Shape``, and the code of this package and of torch does not change while it runs. Hooks
+    that torch keeps for all modules are the user's too.
+    """
+    return ["_global_" in g.name or not _is_ours(g.name) for g in guards]
+
+
+def _is_ours(name: str) -> bool:
+    if "self.shape" in name or name.startswith(_OURS):
+        return True
+    # A global of this module; torch keeps other modules and the user's scopes under names of its own there.
+    root = name.partition("']")[0].removeprefix("G['")
+    return name.startswith("G['") and not root.startswith("__") and root in globals()
+
+
+_OURS = (
+    *("G['__builtins_dict__", "__import__('torch')"),
+    *(f"G['__import_{package}_dot_" for package in ("dxdt_dot_solve", "dxdt_dot_ops", "torch")),
+)
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from torch import Tensor
 from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
 from dxdt.solve.compiled_gradient import compiled
+from dxdt.solve.compiling import is_compiling
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath
 from dxdt.solve.equation import Equation, Meter, Outlook, Rows, constants
@@ -54,7 +55,7 @@ def solve(
     max_steps: int = 4096,
     throw: bool | None = None,
     progress: bool | Progress | None = None,
-    compile: bool = False,
+    compile: bool | None = None,
 ) -> Solution:
     """Solve a differential equation from y0 over a span of time.
 
@@ -79,7 +80,8 @@ def solve(
         progress: a progress bar, or an object with ``update`` and ``close``.
         compile: run generated code for many steps at a time (a first call of some seconds for each
             new field, shape and method; then far faster for small and medium fields). Where a solve
-            has no compiled form it runs eager, with one warning that says why.
+            has no compiled form it runs eager, with one warning that says why. By default as the block of
+            ``dxdt.compiling()`` around it says.
 
     Returns:
         The solution; values are time first, ``(T, *y.shape)``.
@@ -135,7 +137,8 @@ def solve(
         times = controller.ends(span, dt_row)
     rows.outlook = Outlook(times, needs_dense, scale is not None)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
-    outcome = compiled(plan, inputs, rule, dt_row, recorder) if compile else None
+    wanted = is_compiling() if compile is None else compile
+    outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
     if outcome is not None:
         return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
     loop = _loop(progress, span)
