@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dxdt.ops.clock import from_host
-from dxdt.solve.engine import Chunk, Records, chunks, identified
+from dxdt.solve.engine import Chunk, Records, chunks
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
+from dxdt.solve.identity import identified
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate

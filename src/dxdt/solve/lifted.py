@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from dxdt.ops.tree import flatten, tree_map
-from dxdt.solve.engine import identified
 from dxdt.solve.equation import ODE, _filled
+from dxdt.solve.identity import identified
 from dxdt.solve.plan import Plan
 
 __all__ = ["keep_numbers", "lift"]

@@ -1,0 +1,53 @@
+"""What makes two fields run the same program."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from dxdt.solve.equation import _filled
+from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.form import fields_of
+from dxdt.solve.plan import Plan
+
+__all__ = ["identified", "identity"]
+
+
+def identity(f: Any, depth: int = 4) -> Any:
+    """What makes two fields run the same program: code, modules, the shapes of their tensors.
+
+    Functions that a field closes over are looked through to some depth.
+    """
+    if isinstance(f, tuple):
+        return tuple(identity(x, depth) for x in f)
+    if isinstance(f, nn.Module):
+        modules = list(f.modules())
+        tensors = [p for m in modules for held in (m._parameters, m._buffers) for p in held.values() if p is not None]
+        kinds = tuple([(type(m), m.training) for m in modules])
+        return kinds, tuple([(tuple(p.shape), p.dtype, p.device) for p in tensors])
+    if isinstance(f, partial):
+        return "partial", len(f.args), tuple(f.keywords), identity(f.func, depth)
+    owner = getattr(f, "__self__", None)
+    code = getattr(f, "__code__", None) or getattr(getattr(f, "__func__", None), "__code__", None)
+    if code is None:
+        code = getattr(getattr(type(f), "__call__", None), "__code__", None)  # noqa: B004
+        if code is None:
+            raise CannotCompile(f"the field is a {type(f).__name__}, which has no code that could be traced")
+        return type(f), code
+    cells = [c.cell_contents for c in getattr(f, "__closure__", None) or () if _filled(c)]
+    inner = tuple(
+        identity(x, depth - 1)
+        for x in (owner, *cells)
+        if depth and (isinstance(x, nn.Module) or callable(x) and hasattr(x, "__code__"))
+    )
+    return code, inner
+
+
+def identified(plan: Plan) -> Any:
+    """The identity of the fields of a solve, formed once."""
+    memo = plan.equation.outlook.memo
+    if "identity" not in memo:
+        memo["identity"] = identity(fields_of(plan.equation.equation))
+    return memo["identity"]
