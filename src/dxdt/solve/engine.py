@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.ops.clock import DEVICE
