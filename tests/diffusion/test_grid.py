@@ -5,6 +5,7 @@ import torch
 
 from dxdt.diffusion import (
     VP,
+    Angle,
     CosineTime,
     Given,
     Karras,
@@ -18,7 +19,7 @@ from dxdt.diffusion import (
 )
 from processes import PROCESSES, ends
 
-GRIDS = [Time(), Quadratic(), CosineTime(), LogSNR(), Karras(), Karras(3.0)]
+GRIDS = [Time(), Quadratic(), CosineTime(), LogSNR(), Karras(), Karras(3.0), Angle(), Angle(spread=2.0)]
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=repr)
@@ -39,6 +40,24 @@ def test_what_is_divided_evenly():
     assert torch.allclose(root, root.mean().expand_as(root), atol=1e-9)
     root = Quadratic()(VP(), 10).sqrt().diff()
     assert torch.allclose(root, root.mean().expand_as(root))
+
+
+def test_angles_are_even_and_the_last_one_leads_to_the_data():
+    for steps in (2, 5, 9):
+        last = Angle().before_data(VP(), steps)
+        lam = VP().lam(Angle()(VP(), steps - 1, 1.0, last))
+        angle = ((-1 - lam) / max(2.0, 0.3 * steps)).exp().atan()
+        assert torch.allclose(angle.diff(), -angle[-1].expand(steps - 1), atol=1e-9)
+    assert Angle().before_data(VP(), 50) == VP().t0
+    many = VP().lam(Angle(spread=1e4)(VP(), 10))
+    assert torch.allclose(many, VP().lam(LogSNR()(VP(), 10)), atol=1e-2)
+
+
+def test_angles_begin_at_pure_noise_and_may_end_in_the_data():
+    times = Angle()(RectifiedFlow(), 6, 1.0, 0.0)
+    assert times[0] == 1 and times[-1] == 0 and bool((times.diff() < 0).all())
+    low = Angle(lowest=-100.0)(RectifiedFlow(), 6)
+    assert low[1] > Angle()(RectifiedFlow(), 6)[1]
 
 
 def test_each_sample_has_its_own_ends():
@@ -72,5 +91,7 @@ def test_what_cannot_work_is_refused_with_the_remedy():
         Given([2.0, 0.5])(VP())
     with pytest.raises(ValueError, match="not positive"):
         Karras(0.0)
+    with pytest.raises(ValueError, match="not positive"):
+        Angle(spread=0.0)
     with pytest.raises(ValueError, match="at least 2"):
         Landing(Time())(VP(), 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dxdt.diffusion import (
     VP,
+    Angle,
     Denoiser,
     Given,
     Karras,
@@ -245,12 +246,14 @@ def test_steps_count_what_moves_a_sample():
         for denoise in (True, False):
             found = draw(ORACLE, (2, 3), steps=steps, denoise=denoise, dtype=torch.float64, t0=0.01)
             assert found.evaluations == steps
-    kept = draw(ORACLE, (2, 3), steps=7, trajectory=True, dtype=torch.float64)
+    kept = draw(ORACLE, (2, 3), steps=7, trajectory=True, dtype=torch.float64, t0=VP().t0)
     assert kept.path is not None and kept.times is not None
     assert kept.path.shape == (7, 2, 3) and kept.times.shape == (7, 2)
     assert kept.times[0, 0] == 1 and kept.times[-1, 0] == VP().t0
+    few = draw(ORACLE, (2, 3), steps=7, trajectory=True, dtype=torch.float64)
+    assert few.times is not None and few.times[-1, 0] == Angle().before_data(VP(), 7) > VP().t0
     landed = draw(ORACLE, (2, 3), steps=8, grid=Landing(LogSNR()), denoise=False, dtype=torch.float64)
-    assert torch.allclose(landed.x, draw(ORACLE, (2, 3), steps=8, dtype=torch.float64).x, atol=1e-12)
+    assert torch.allclose(landed.x, draw(ORACLE, (2, 3), steps=8, grid=LogSNR(), dtype=torch.float64).x, atol=1e-12)
     with pytest.raises(ValueError, match="trajectory"):
         sample(ORACLE, (2, 3), steps=4, trajectory=True)
 

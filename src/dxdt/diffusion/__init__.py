@@ -10,7 +10,7 @@ from dxdt.diffusion.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, P
 from dxdt.diffusion.encode import decode, encode, interpolate
 from dxdt.diffusion.exploding import EDM, VE
 from dxdt.diffusion.flow import RectifiedFlow
-from dxdt.diffusion.grid import CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
+from dxdt.diffusion.grid import Angle, CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
 from dxdt.diffusion.likelihood import (
     BitsPerDim,
     Law,
@@ -94,6 +94,7 @@ __all__ = [
     "VE",
     "VP",
     "Ancestral",
+    "Angle",
     "AngularVelocity",
     "AnnealedLangevin",
     "BitsPerDim",

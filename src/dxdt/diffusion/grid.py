@@ -7,6 +7,7 @@ With u = i / N, and sigma = c / a = exp(-lam),
     CosineTime  t = t0 + (t1 - t0) (1 + cos(pi u)) / 2, dense at both ends
     LogSNR      lam is linear in u
     Karras      sigma^(1 / rho) is linear in u
+    Angle       arctan((sigma e^centre)^(1 / spread)) is linear in u, long at both ends of lam
 
 Source: Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), equation 5;
 Song et al., "Denoising diffusion implicit models" (2021), appendix D.2; Lu et al., "DPM-Solver" (2022), section 3.4.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from dxdt.diffusion.process import Process
 
-__all__ = ["CosineTime", "Given", "Karras", "Landing", "LogSNR", "Quadratic", "Time", "TimeGrid"]
+__all__ = ["Angle", "CosineTime", "Given", "Karras", "Landing", "LogSNR", "Quadratic", "Time", "TimeGrid"]
 
 
 class TimeGrid(ABC):
@@ -158,6 +159,58 @@ class Karras(TimeGrid):
     def place(self, process: Process, u: Tensor, t1: Tensor, t0: Tensor) -> Tensor:
         high, low = ((-_lam(self, process, t) / self.rho).exp() for t in (t1, t0))
         return process.time(-self.rho * (high + u * (low - high)).log())
+
+
+@final
+@dataclass(frozen=True)
+class Angle(TimeGrid):
+    """Steps of equal length in phi, tan(phi) = (e^centre c / a)^(1 / spread): shortest where lam is `centre`.
+
+    At high noise all that is known is the mean, and near the data only details are left, so few steps are
+    best spent between. With many steps, or a large spread, it is `LogSNR`. phi is a right angle at pure noise
+    and zero at the data, so both may be ends.
+
+    Args:
+        centre: of lam = log(a / c).
+        spread: in lam; max(2, 0.3 (steps + 1)) by default, measured in the guide to samplers.
+        lowest: where lam begins below it, phi begins as if there.
+
+    Raises:
+        ValueError: `spread` is not positive.
+    """
+
+    centre: float = -1.0
+    spread: float | None = None
+    lowest: float = -5.5
+
+    def __post_init__(self) -> None:
+        if self.spread is not None and not self.spread > 0:
+            raise ValueError(f"Angle: spread={self.spread} is not positive; choose 2, say.")
+
+    def place(self, process: Process, u: Tensor, t1: Tensor, t0: Tensor) -> Tensor:
+        width = self._width(len(u))
+        end = process.lam(t0)
+        first, last = self._angle(self._begin(process.lam(t1), end), width), self._angle(end, width)
+        return process.time(self._lam(first + u * (last - first), width))
+
+    def before_data(self, process: Process, steps: int) -> float:
+        """Return the time before the last of `steps` steps to the data, the process's own early time at least."""
+        width = self._width(steps)
+        start, end = (process.lam(torch.tensor(t, dtype=torch.float64)) for t in (process.t1, process.t0))
+        first = self._angle(self._begin(start, end), width)
+        return max(process.t0, float(process.time(self._lam(first / steps, width))))
+
+    def _begin(self, start: Tensor, end: Tensor) -> Tensor:
+        return torch.where(end > self.lowest, start.clamp(min=self.lowest), start)
+
+    def _width(self, steps: int) -> float:
+        return max(2.0, 0.3 * steps) if self.spread is None else self.spread
+
+    def _angle(self, lam: Tensor, width: float) -> Tensor:
+        return ((self.centre - lam) / width).exp().atan()
+
+    def _lam(self, angle: Tensor, width: float) -> Tensor:
+        return self.centre - width * angle.tan().log()
 
 
 @final

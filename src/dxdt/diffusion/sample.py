@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.diffusion.denoiser import DenoiserLike
-from dxdt.diffusion.grid import Given, LogSNR, Time, TimeGrid
+from dxdt.diffusion.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.process import Process
 from dxdt.diffusion.reverse import ReverseSDE, reverse
 from dxdt.ops.random import normals
@@ -32,8 +32,6 @@ from dxdt.solve.solver import Solver
 __all__ = ["Samples", "draw", "integrate", "prior_noise", "sample"]
 
 _PRIOR = 0x5052494F52  # keeps the prior's draw apart from the path of the same seed
-
-_LOWEST = -5.5  # of log(a / c) on grids: below, nothing of the data is seen and one step is enough
 
 
 def prior_noise(
@@ -78,11 +76,11 @@ class Samples:
 
 
 def grid_for(process: Process, solver: Solver, t0: Any) -> TimeGrid:
-    """Return the usual grid: even in log(a / c) for exponential integrators that do not land, else in time."""
+    """Return the usual grid: `Angle` for exponential integrators that do not land, else even in time."""
     if not solver.semilinear:
         return Time()
     end = torch.as_tensor(t0, dtype=torch.float64)
-    return LogSNR(lowest=_LOWEST) if bool(torch.isfinite(process.lam(end)).all()) else Time()
+    return Angle() if bool(torch.isfinite(process.lam(end)).all()) else Time()
 
 
 def integrate(
@@ -108,7 +106,7 @@ def integrate(
         x1: where to start: draws from the prior, or noised data at `t1`.
         steps: steps of the solver on `grid`; without it the solver chooses by `rtol` and `atol`.
         grid: where the steps lie, such as `LogSNR()` or `Karras()`; `Given(times)` needs no `steps`. By default
-            even in log(a / c) for exponential integrators and in time for other solvers.
+            `Angle()` for exponential integrators and even in time for other solvers.
         tau: 0 for the probability flow, 1 for the reverse SDE, or between.
         solver: `Exponential(order=2)` with `steps`, `Tsit5()` without, by default.
         seed: names the random path, and the noise of solvers that bring their own.
@@ -175,12 +173,14 @@ def draw(
     Args:
         shape: (batch, *data shape).
         steps: how often a sample moves, the last move being the final denoising where there is one.
+        t0: where to stop, or to denoise; the process's own early time by default, or earlier on the way where
+            the default grid of few steps is better used so.
         denoise: end with E[x_0 | x_{t0}] instead of x_{t0}: one evaluation, and one of the `steps`.
         temperature: factor of the prior's standard deviation; below one, samples are more typical and less
             diverse.
         trajectory: keep x at every step.
         dtype, device: of the samples.
-        denoiser, grid, tau, solver, seed, t0, mu, options: as in `integrate`.
+        denoiser, grid, tau, solver, seed, mu, options: as in `integrate`.
 
     Raises:
         ValueError: as `integrate`, or the temperature is not positive.
@@ -193,6 +193,8 @@ def draw(
     x = prior.sample(temperature * prior_noise(shape, seed, dtype=dtype, device=device))
     end: Any = process.t1
     found = None
+    if denoise and steps is not None and steps > 1 and grid is None and t0 is None and _exponential(solver):
+        t0 = Angle().before_data(process, steps)
     if not (denoise and steps == 1 and grid is None):
         moves = None if steps is None else steps - denoise
         if trajectory:
@@ -221,6 +223,11 @@ def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Floa
     if options.pop("trajectory", False):
         raise ValueError("sample: a trajectory does not fit into one tensor of samples; use draw(trajectory=True).")
     return draw(denoiser, shape, **options).x
+
+
+def _exponential(solver: Solver | None) -> bool:
+    """Whether a solver of known steps is an exponential integrator."""
+    return solver is None or solver.semilinear
 
 
 def _check_steps(name: str, steps: int | None) -> None:
