@@ -4,11 +4,28 @@ Every method that compiles is tried on every kind of noise it admits. Most cases
 programs without generating code, which takes a tenth of the time.
 """
 
+from importlib import import_module
+
 import pytest
 import torch
 
 import dxdt
-from dxdt import SDE, Additive, Diagonal, General, Increments, Ito, Scalar, Stratonovich
+from dxdt import (
+    PID,
+    SDE,
+    Additive,
+    Brownian,
+    Correlated,
+    Diagonal,
+    EulerMaruyama,
+    General,
+    Increments,
+    Ito,
+    Milstein,
+    Scalar,
+    StochasticHeun,
+    Stratonovich,
+)
 from dxdt.solve.solver import Solver
 
 F64 = torch.float64
@@ -80,3 +97,43 @@ def expect_same(eq, solver, **options):
 def test_every_method_on_every_noise(solver, noise, g, traced, strict):
     expect_same(equation(solver, noise, g), solver, grad=True)
     assert len(traced) == 2
+
+
+def test_training_with_new_seeds_is_one_program(traced, strict):
+    """Seeds, noise and numbers of steps are inputs."""
+    eq, answers = SDE(drift, vector), set()
+    for seed in range(20):
+        options = {"driver": Increments(seed), "grad": True, "dt": 0.5 / (2 + seed % 5)}
+        sol, _ = solve(eq, True, EulerMaruyama(), **options)
+        answers.add(float(sol.ys.sum()))
+    assert len(traced) == 2 and len(answers) == 20
+
+
+@pytest.mark.slow
+def test_runs_longer_than_a_chunk(traced, strict, monkeypatch):
+    """The noise of a step does not depend on how the solve is cut into runs."""
+    monkeypatch.setattr(import_module("dxdt.solve.ahead"), "_NUMBERS", 6 * 7)
+    eq = SDE(drift, vector)
+    expect_same(eq, EulerMaruyama(), dt=1 / 40)
+    (a, _), (b, _) = (solve(eq, True, EulerMaruyama(), dt=1 / 40, save=save) for save in (None, [0.0, 1.0]))
+    assert torch.equal(a.ys[-1], b.ys[-1])
+
+
+@pytest.mark.slow
+def test_trees_of_noise_with_adaptive_steps(traced, strict):
+    eq = SDE(drift, vector, Diagonal(), Stratonovich())
+    for driver in (Brownian(5), Correlated(Brownian(5), torch.eye(3, dtype=F64) * 0.5)):
+        options = {"driver": driver, "controller": PID(rtol=1e-2, atol=1e-2), "save": None}
+        expect_same(eq, StochasticHeun(), grad=True, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", [Increments(3), Brownian(3), Correlated(Increments(3), torch.eye(3, dtype=F64))])
+def test_generated_code(driver, strict, fresh):
+    """The law with real code, and backwards in time."""
+    eq = SDE(drift, vector)
+    expect_same(eq, EulerMaruyama(), driver=driver, grad=True)
+    y0, a = torch.ones(5, 3, dtype=F64), torch.tensor(0.7, dtype=F64)
+    options = dict(args=(a,), solver=Milstein(), driver=driver, dt=0.1, per_sample=True)
+    one, other = (dxdt.solve(eq, y0, (0.5, -0.7), compile=c, **options).y1 for c in (True, False))
+    assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)

@@ -288,7 +288,9 @@ class Rows:
     def increment(self, t: Ticks, dt: Ticks, index: Ticks) -> Any:
         """What the random path does over [t, t + dt]."""
         with constants():
-            return self.noise.increment(*(x.detach() if isinstance(x, Tensor) else x for x in (t, dt)), index)
+            if isinstance(dt, Tensor) and not torch.compiler.is_compiling():
+                t, dt = t.detach(), dt.detach()
+            return self.noise.increment(t, dt, index)
 
     def unit_noise(self, start: np.ndarray, end: np.ndarray, index: Ticks) -> Tensor:
         """Noise of a step on the clock of a semi-linear equation, in units of its standard deviation."""

@@ -85,13 +85,13 @@ def reverse(
     leaves, spec = flatten(args)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
 
-    def step(index: Any, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
+    def step(path: Any, index: Any, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
         now = list(leaves)
         for i, x in zip(places, inner, strict=False):
             now[i] = x
         named = dict(zip(names, inner[len(places) :], strict=True))
         f = form.called(lambda *given: functional_call(holder, named, given))
-        rows = form.rows(f, layout, tuple(spec.unflatten(now)), noise)
+        rows = form.rows(f, layout, tuple(spec.unflatten(now)), path)
         state = solver.init(rows, t, y, dense)
         after = solver.step(rows, t, dt, y, state, index)
         return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
@@ -103,15 +103,16 @@ def reverse(
         slot = i.reshape(1)
         t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
         index = 0 if taken.number is None else taken.number.index_select(0, slot)[0]
+        path = None if noise is None else _Made(noise.increment(t, dt, index))
         ok = (dt != 0).unsqueeze(-1)
         cots = [torch.where(ok, gy + end, 0.0)]
         if dense:
             assert taken.coefficients is not None
             cots.append(taken.coefficients.index_select(0, slot)[0])
         if clocks is None:
-            back, *rest = pull(lambda *at: step(index, t, dt, *at), (y, *shared), tuple(cots))
+            back, *rest = pull(lambda *at: step(path, index, t, dt, *at), (y, *shared), tuple(cots))
         else:
-            gt, gdt, back, *rest = pull(lambda *at: step(index, *at), (t, dt, y, *shared), tuple(cots))
+            gt, gdt, back, *rest = pull(lambda *at: step(path, index, *at), (t, dt, y, *shared), tuple(cots))
             clocks[0].index_put_((i,), torch.where(dt != 0, gt, 0.0))
             clocks[1].index_put_((i,), torch.where(dt != 0, gdt, 0.0))
         return (
@@ -123,6 +124,17 @@ def reverse(
     compiling = torch.compiler.is_dynamo_compiling()
     pull, loop = (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
     return loop(keeps, body, (last.clone(), gy.clone(), *(x.clone() for x in totals)))[1:]
+
+
+class _Made:
+    """What the random path did in one step: a constant of the differentiation."""
+
+    def __init__(self, increment: Any) -> None:
+        self.made = increment
+
+    def increment(self, t: Any, dt: Any, step: Any) -> Any:
+        """The increment of the step."""
+        return self.made
 
 
 def _pulled(f: Callable[..., Any], at: tuple[Tensor, ...], cots: tuple[Tensor, ...]) -> Sequence[Tensor]:
