@@ -317,7 +317,7 @@ def test_precision_changes_a_loss_a_little(tmp_path: Path, precision: str, train
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_training_on_a_gpu_in_half_precision(tmp_path: Path, data: Path, compiled: bool):
-    """A net of 14 million weights learns the 10,000 CIFAR-10 images for 400 steps."""
+    """A net of 15.6 million weights learns the 10,000 CIFAR-10 images for 400 steps."""
     net = SmallUNet(channels=96, multipliers=(1, 2, 2), blocks=2, attention=(1,), heads=4)
     training = Training(steps=400, batch=128, lr=5e-4, warmup=50, precision="bf16", compile=compiled, save_every=200)
     settings = Score(data="cifar10", conditional=True, net=net, training=training, pictures=20)

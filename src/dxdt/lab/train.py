@@ -116,6 +116,8 @@ class Trainee:
     def __init__(self, model: nn.Module, settings: Training) -> None:
         self.settings = settings
         accelerate = require("accelerate", "lab")
+        # The state is one for the whole session and holds the precision of the first training, not of this one.
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=False)
         self.accelerator: Any = accelerate.Accelerator(mixed_precision=settings.precision, cpu=_on_cpu())
         share = settings.batch // self.accelerator.num_processes
         if share * self.accelerator.num_processes != settings.batch or share % settings.accumulate:
