@@ -108,6 +108,11 @@ class Denoiser(nn.Module):
         self.parameterisation = Noise() if parameterisation is None else parameterisation
         self.clock = clock
 
+    @property
+    def foresight(self) -> tuple[Any, ...]:
+        """What `foresee` follows from, besides its arguments."""
+        return Denoiser, self.process, self.clock
+
     def foresee(self, t: Float[Tensor, " times"], like: Tensor) -> list[Sight]:
         """Return what `forward` may be told beside each of these times, where data are such as `like`."""
         told = _on(self.clock(self.process, t.double()), like)
@@ -169,6 +174,11 @@ class Preconditioned(nn.Module):
         w = self.preconditioning.weights(self.process.a(t), self.process.c(t))
         told = self.preconditioning.told((-self.process.lam(t)).exp())
         return w.into, w.data_skip, w.data_out, w.noise_skip, w.noise_out, told
+
+    @property
+    def foresight(self) -> tuple[Any, ...]:
+        """What `foresee` follows from, besides its arguments."""
+        return Preconditioned, self.process, self.preconditioning
 
     def foresee(self, t: Float[Tensor, " times"], like: Tensor) -> list[Sight]:
         """Return what `forward` may be told beside each of these times; as `Denoiser`."""

@@ -80,6 +80,11 @@ class Reverse(ABC):
         """What a, b, c, lam and tau follow from."""
         return self.process, self.tau
 
+    @property
+    def foresight(self) -> Any:
+        """What `foresee` follows from, or None where that is not known."""
+        return getattr(self.denoiser, "foresight", None)
+
     def foresee(self, t: Tensor, like: Tensor) -> list[Any] | None:
         """Return what the denoiser prepares for known times (K,), where states are such as `like`."""
         return foreseen(self.denoiser, t, like)

@@ -144,6 +144,9 @@ def value_and_traces(
     directions: Float[Tensor, "probes batch *shape"],
 ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, "probes batch"]]:
     """Return f(y) and <d, J^T d> for every direction d and row: one forward pass in all."""
+    if directions.shape[0] == 1 and _plain(y):
+        value, pulled = _value_and_pull(f, y, directions[0])
+        return value, (directions * pulled).flatten(2).sum(-1)
     value, pull = vjp(f, y)
     if directions.shape[0] == 1:
         pulled = pull(directions[0]).unsqueeze(0)
@@ -156,3 +159,22 @@ def divergence(f: Callable[[Tensor], Tensor], y: Float[Tensor, "batch *shape"], 
     """Return tr(df/dy) of every row, measured by `kind`."""
     _, products = value_and_traces(f, y, kind.directions(y))
     return kind.combine(products).mean(-1)
+
+
+def _plain(y: Tensor) -> bool:
+    """Whether nothing around a derivative differentiates or traces it, so that it may use the tape of autograd, which
+    costs a third less than the transform."""
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        return False
+    return _functorch.peek_interpreter_stack() is None and not y.requires_grad
+
+
+def _value_and_pull(f: Callable[[Tensor], Tensor], y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """f(y) and J^T w by the tape."""
+    with torch.enable_grad():
+        at = y.detach().requires_grad_()
+        value = f(at.view_as(at))  # a view, which f may write into
+    if not value.requires_grad:
+        return value, torch.zeros_like(y)
+    (pulled,) = torch.autograd.grad(value, at, w, materialize_grads=True)
+    return value.detach(), pulled

@@ -86,7 +86,8 @@ class Taken(NamedTuple):
 class Course:
     """The recipes of a solve with R rows; ``joint`` says whether the field sees one time for all.
 
-    It holds numbers alone, of the device and dtype of ``like``, so that solves may share it.
+    It holds numbers alone, of the device and dtype of ``like``, so that solves may share it, and ``prepared`` keeps
+    what equations made for them.
     """
 
     def __init__(self, recipes: Sequence[Recipe], rows: int, joint: bool, like: Tensor) -> None:
@@ -95,6 +96,7 @@ class Course:
         self.like = torch.empty((), dtype=like.dtype, device=like.device)
         self.columns = self.recipes[0].mask.shape[1]
         self.last = self.recipes[0].mask.shape[0] - 1
+        self.prepared: dict[Any, Any] = {}
         self._steps: list[list[Taken]] = []
 
     def take(self, index: Ticks, dt: Ticks) -> list[Taken]:

@@ -71,13 +71,27 @@ def _course(solver: Any, eq: Rows, y: Tensor) -> Course:
 
 def _sights(eq: Rows, found: Course) -> list[list[dict[int, Any]]] | None:
     """What the equation prepares for all evaluations of a course, asked once."""
-    prepare = getattr(eq.equation, "foresee", None)
-    if prepare is None:
+    if getattr(eq.equation, "foresee", None) is None:
         return None
+    foresight = getattr(eq.equation, "foresight", None)
+    key = (foresight, eq.layout.dtypes[0])
+    try:
+        known = foresight is not None and key in found.prepared
+    except TypeError:  # a part of the equation has no hash
+        known, foresight = False, None
+    if known:
+        return found.prepared[key]
+    made = _prepared(eq, found)
+    if foresight is not None:
+        found.prepared[key] = made
+    return made
+
+
+def _prepared(eq: Rows, found: Course) -> list[list[dict[int, Any]]] | None:
     steps = [torch.from_numpy(r.mask[:, 0]).nonzero().flatten() for r in found.recipes]
     wanted = [t.squeeze(1)[own] for r, own in zip(found.recipes, steps, strict=True) for t in r.times]
     like = torch.empty((), dtype=eq.layout.dtypes[0], device=eq.layout.device)
-    prepared = prepare(torch.cat(wanted), like)
+    prepared = eq.equation.foresee(torch.cat(wanted), like)
     if prepared is None:
         return None
     rest = iter(prepared)

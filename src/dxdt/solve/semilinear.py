@@ -40,7 +40,9 @@ class SemiLinear(Protocol):
         mu: mean to which x reverts, with as many axes as x, or None for zero.
 
     Where the times of a solve are known, an equation may prepare for them: ``foresee(t, like)`` returns something
-    for each of the times ``(K,)``, which ``remainder`` is then given beside that time, or None.
+    for each of the times ``(K,)``, which ``remainder`` is then given beside that time, or None. Two hashable values say
+    what may be kept for the next solve: ``affine``, from which a, b, c, lam and tau follow, and ``foresight``, from
+    which the preparations do.
     """
 
     tau: float
