@@ -20,6 +20,7 @@ from dxdt.diffusion.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.process import Process
 from dxdt.diffusion.reverse import ReverseSDE, reverse
 from dxdt.ops.random import normals
+from dxdt.paths.driver import Onward
 from dxdt.paths.increments import Increments
 from dxdt.solve.controller import PID, Grid
 from dxdt.solve.explicit import Tsit5
@@ -38,17 +39,18 @@ def prior_noise(
     shape: Sequence[int],
     seed: int,
     *,
+    first: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """Return standard normals whose row k depends on (seed, k) only; half precision rounds float32 ones.
+    """Return standard normals whose row k depends on (seed, first + k) only; half precision rounds float32 ones.
 
     Raises:
         ValueError: `shape` has no batch axis, or an empty one.
     """
     if len(shape) < 2 or min(shape) < 1:
         raise ValueError(f"sample: shape {tuple(shape)} is not a batch of samples; give (batch, *data shape).")
-    row = torch.arange(shape[0], device=device)
+    row = torch.arange(first, first + shape[0], device=device)
     size = torch.Size(shape[1:]).numel()
     full = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     noise = normals(seed ^ _PRIOR, row, 0, size, dtype=full)
@@ -92,6 +94,7 @@ def integrate(
     tau: float = 0.0,
     solver: Solver | None = None,
     seed: int = 0,
+    first: int = 0,
     t1: float | Float[Tensor, " batch"] | None = None,
     t0: float | None = None,
     rtol: float = 1e-4,
@@ -110,6 +113,7 @@ def integrate(
         tau: 0 for the probability flow, 1 for the reverse SDE, or between.
         solver: `Exponential(order=2)` with `steps`, `Tsit5()` without, by default.
         seed: names the random path, and the noise of solvers that bring their own.
+        first: number of the first sample, so that many samples may be drawn in parts.
         t1: where x1 lies, one time or one for each sample; the end of the process by default.
         t0: where to stop; the process's own early time by default.
         mu: mean of the process, where it has one, of a shape that broadcasts to x1.
@@ -118,7 +122,7 @@ def integrate(
 
     Raises:
         ValueError: `steps` is below 1 or missing where it is needed, times are not inside the process, the
-            grid does not fit it, or `mu` does not fit x1.
+            grid does not fit it, `mu` does not fit x1, or `first` numbers samples that share one row of noise.
     """
     process = denoiser.process
     known = steps is not None or isinstance(grid, Given)
@@ -133,12 +137,12 @@ def integrate(
     options.setdefault("per_sample", True)
     equation = reverse(denoiser, tau, mu)
     if tau > 0 or solver.stochastic:
-        options.setdefault("driver", Increments(seed))
+        options["driver"] = _from(first, options.get("driver", Increments(seed)), options["per_sample"])
         equation = ReverseSDE(denoiser, tau, mu)
     times = _times(process, solver, steps, grid, start, end)
     opened = 0
     if process.prior_std == 0 and float(times[0].max()) == process.t1:
-        x1, times = _open(denoiser, x1, times, seed, mu)
+        x1, times = _open(denoiser, x1, times, (seed, first), mu)
         opened = 1
     if known:
         options.setdefault("controller", Grid(times.numpy()))
@@ -159,6 +163,7 @@ def draw(
     tau: float = 0.0,
     solver: Solver | None = None,
     seed: int = 0,
+    first: int = 0,
     t0: float | None = None,
     mu: Tensor | None = None,
     denoise: bool = True,
@@ -180,7 +185,7 @@ def draw(
             diverse.
         trajectory: keep x at every step.
         dtype, device: of the samples.
-        denoiser, grid, tau, solver, seed, mu, options: as in `integrate`.
+        denoiser, grid, tau, solver, seed, first, mu, options: as in `integrate`.
 
     Raises:
         ValueError: as `integrate`, or the temperature is not positive.
@@ -190,7 +195,7 @@ def draw(
     _check_steps("sample", steps)
     process = denoiser.process
     prior = process.prior(_mean(process, torch.empty(*shape, device="meta"), mu))
-    x = prior.sample(temperature * prior_noise(shape, seed, dtype=dtype, device=device))
+    x = prior.sample(temperature * prior_noise(shape, seed, first=first, dtype=dtype, device=device))
     end: Any = process.t1
     found = None
     if denoise and steps is not None and steps > 1 and grid is None and t0 is None and _exponential(solver):
@@ -199,9 +204,10 @@ def draw(
         moves = None if steps is None else steps - denoise
         if trajectory:
             options["save"] = Save(start=True, steps=True)
-        solved = integrate(
-            denoiser, x, steps=moves, grid=grid, tau=tau, solver=solver, seed=seed, t0=t0, mu=mu, **options
+        asked: dict[str, Any] = dict(
+            steps=moves, grid=grid, tau=tau, solver=solver, seed=seed, first=first, t0=t0, mu=mu
         )
+        solved = integrate(denoiser, x, **asked, **options)
         found, x, end = solved, solved.y1, _last(solved, grid, process.t0 if t0 is None else t0)
     if denoise and float(end) > 0:
         at = torch.full((len(x),), float(end), dtype=torch.float64, device=x.device)
@@ -277,7 +283,21 @@ def _mean(process: Process, x: Tensor, mu: Tensor | None) -> Tensor | None:
     return mu.expand(x.shape)
 
 
-def _open(denoiser: DenoiserLike, x1: Tensor, times: Tensor, seed: int, mu: Tensor | None) -> tuple[Tensor, Tensor]:
+def _from(first: int, driver: Any, per_sample: bool) -> Any:
+    """The driver whose first row is that of sample number `first`."""
+    if first == 0:
+        return driver
+    if not per_sample:
+        raise ValueError(
+            f"integrate: first={first} numbers samples, which share one row of noise with per_sample=False; "
+            "leave one of the two out."
+        )
+    return Onward(driver, first)
+
+
+def _open(
+    denoiser: DenoiserLike, x1: Tensor, times: Tensor, named: tuple[int, int], mu: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Leave the point in which a bridge ends: draw from its kernel at the second time, given what is known.
 
     The flow is singular at the point, from which all data are equally far, and a denoiser may divide by a = 0
@@ -287,7 +307,8 @@ def _open(denoiser: DenoiserLike, x1: Tensor, times: Tensor, seed: int, mu: Tens
     near = times[0] + 1e-3 * (times[-1] - times[0])
     rest = times[1:] if len(times) > 2 else torch.stack((near, times[1]))
     guess = denoiser(x1, near.to(x1.device).expand(len(x1)), mu).data
-    noise = prior_noise(x1.shape, seed, dtype=x1.dtype, device=x1.device)
+    seed, first = named
+    noise = prior_noise(x1.shape, seed, first=first, dtype=x1.dtype, device=x1.device)
     return process.perturb(guess, rest[0].to(x1.device).expand(len(x1)), noise, mu), rest
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "Bound",
     "Correlated",
     "Driver",
+    "Onward",
     "Increment",
     "Levy",
     "SpaceTime",
@@ -113,6 +114,43 @@ def mix(values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]) -> Floa
     for j, column in enumerate(columns[1:], 1):
         total = total + values[..., j : j + 1] * column
     return total
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Onward:
+    """The rows of a driver from row `first` on, for solves of a part of the batch.
+
+    Args:
+        driver: of the whole batch.
+        first: number of the part's first row.
+    """
+
+    driver: Any
+    first: int
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether steps may be chosen while solving: as the driver."""
+        return self.driver.adaptive
+
+    @property
+    def levy(self) -> Levy:
+        """What the driver gives beside W."""
+        return self.driver.levy
+
+    def bind(
+        self,
+        t0: float | np.ndarray,
+        t1: float | np.ndarray,
+        rows: int,
+        size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        row_offset: int = 0,
+    ) -> Any:
+        """Give the path the shape of one solve; see `Brownian.bind`."""
+        return self.driver.bind(t0, t1, rows, size, dtype, device, row_offset + self.first)
 
 
 @final

@@ -83,11 +83,11 @@ def bench_sample(
 
 def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {}
-    for name, package in (("diffusers", "diffusers"), ("scipy", "scipy"), ("k_diffusion", "k-diffusion")):
+    for package in ("diffusers", "scipy", "k-diffusion"):
         try:
-            found[name] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None if importlib.util.find_spec(name) is None else "unknown"
+            found[package] = None
     return found
 
 
