@@ -122,8 +122,8 @@ def test_refinement_stays_on_one_path(solver: Exponential, tau: float):
     assert near < 0.5 * far and near < 0.1
     equation = reverse(oracle, tau)
     layout = Layout.of(x, per_sample=True)
-    ends = (torch.full((16,), t).double().numpy() for t in (1.0, 0.01))
-    path = solver.bind(dxdt.Brownian(3), equation, *ends, layout)
+    start, end = (torch.full((16,), t).double().numpy() for t in (1.0, 0.01))
+    path = solver.bind(dxdt.Brownian(3), equation, start, end, layout)
     a, b, c = (torch.full((16,), v).double().numpy() for v in (-1.0, 0.3, 2.2))
 
     def q(lam: float) -> Tensor:
