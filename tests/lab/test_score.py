@@ -116,6 +116,10 @@ def test_samples_are_files(trained: Path, tmp_path: Path):
         assert found["images"].dtype == np.uint8
         assert found["labels"].tolist() == [*range(10), 0, 1]
         assert Image.open(out.with_name(f"{solver}.png")).size[0] > 400
+        main(["sample", str(trained), "--out", str(tmp_path / "whole"), "--count", "12", "--how.steps", "4",
+              "--how.solver", solver, "--how.tau", tau, "--quiet"])  # fmt: skip
+        whole = np.load(tmp_path / "whole.npz")["images"].astype(int)
+        assert np.abs(whole - found["images"]).max() <= 1  # of 255, for the last bits of the network
 
 
 def test_measures_are_files(trained: Path, tmp_path: Path):

@@ -217,13 +217,16 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
 
 
 @torch.no_grad()
-def draw(model: ScoreModel, count: int, *, seed: int = 0, label: int | None = None, **options: Any) -> Tensor:
+def draw(
+    model: ScoreModel, count: int, *, seed: int = 0, first: int = 0, label: int | None = None, **options: Any
+) -> Tensor:
     """Return samples (count, channels, height, width) in [0, 1].
 
     Args:
         model: where from.
         count: how many.
         seed: names the samples.
+        first: number of the first one, so that many may be drawn in parts.
         label: class of all; every class in turn by default, where the model knows classes.
         options: as in `dxdt.diffusion.sample`.
     """
@@ -232,8 +235,8 @@ def draw(model: ScoreModel, count: int, *, seed: int = 0, label: int | None = No
     if label is not None:
         denoiser = model.of_class(torch.full((count,), label, device=device))
     elif model.classes is not None:
-        denoiser = model.of_class(torch.arange(count, device=device) % len(model.classes))
-    x = sample(denoiser, (count, *model.shape), seed=seed, device=device, **options)
+        denoiser = model.of_class((first + torch.arange(count, device=device)) % len(model.classes))
+    x = sample(denoiser, (count, *model.shape), seed=seed, first=first, device=device, **options)
     return ((x - model.levels.low) / (model.levels.high - model.levels.low)).clamp(0, 1)
 
 

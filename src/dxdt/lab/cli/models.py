@@ -28,8 +28,8 @@ class Sampling:
         order: of a solver that has several; 0 for its own.
         grid: where the steps are: Time, LogSNR, Karras, ...; the solver's own by default.
         tau: share of noise, 0 for the probability flow, 1 for the reverse SDE.
-        t0: last time.
-        seed: names the samples; sample k of a batch is the same for every size of the batch.
+        t0: last time; the best for the number of steps by default.
+        seed: names the samples; sample k is the same for every count and batch.
         label: class to draw, or all in turn.
         batch: images at a time.
     """
@@ -39,7 +39,7 @@ class Sampling:
     order: int = 0
     grid: str | None = None
     tau: float = 0.0
-    t0: float = 1e-3
+    t0: float | None = None
     seed: int = 0
     label: int | None = None
     batch: int = 250
@@ -95,7 +95,5 @@ def drawn(model: ScoreModel, count: int, how: Sampling, *, quiet: bool = False) 
     bar = tqdm(total=count, desc="sampling", unit="image", disable=quiet)
     with bar:
         for first in range(0, count, how.batch):
-            # Numbers beyond the batch belong to other seeds, far from those that people choose.
-            seed = how.seed + (first << 32)
-            yield draw(model, min(how.batch, count - first), seed=seed, label=how.label, **options)
+            yield draw(model, min(how.batch, count - first), seed=how.seed, first=first, label=how.label, **options)
             bar.update(min(how.batch, count - first))

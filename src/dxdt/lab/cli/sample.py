@@ -45,7 +45,7 @@ def sample(
     content = io.BytesIO()
     arrays = {"images": (images * 255).round().to(torch.uint8).cpu().numpy()}
     if model.classes is not None:
-        place = torch.arange(count) % how.batch
+        place = torch.arange(count)
         label = place % len(model.classes) if how.label is None else torch.full((count,), how.label)
         arrays["labels"] = label.numpy()
     np.savez_compressed(content, allow_pickle=False, **arrays)
