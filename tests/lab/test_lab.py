@@ -39,7 +39,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_demo_leaves_a_whole_run(demo: Path):
     names = {p.name for p in demo.iterdir()}
     pictures = {"samples", "course", "classes", "nearest", "distances", "pendulum", "training", "overview"}
-    pictures |= {"double_well", "double_well_fields"}
+    pictures |= {"double_well", "double_well_fields", "few_steps", "convergence"}
     assert {f"{p}.png" for p in pictures} <= names
     assert {"config.json", "metrics.jsonl", "report.html", "checkpoints"} <= names
     rows = [json.loads(line) for line in (demo / "metrics.jsonl").read_text().splitlines()]
@@ -53,7 +53,7 @@ def test_the_demo_leaves_a_whole_run(demo: Path):
 def test_the_report_stands_alone(demo: Path):
     page = (demo / "report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 9
+    assert len(sources) == 11
     assert all(s.startswith("data:image/png;base64,") for s in sources)
 
 

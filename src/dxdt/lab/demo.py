@@ -43,6 +43,7 @@ from dxdt.lab.ensemble import (
     transition_loss,
     window_loss,
 )
+from dxdt.lab.few_step_page import Few, few_steps
 from dxdt.lab.metrics import Classifier, controls, novelty
 from dxdt.lab.pages import Course
 from dxdt.lab.report import Section, write_report
@@ -74,6 +75,7 @@ class Demo:
         channels: width of its U-Net.
         samples: images drawn by each solver.
         sde_steps: steps of the reverse SDE.
+        few: how much is drawn in few steps.
         measured: held-out images whose likelihood is measured.
         trajectory: training of the neural ODEs.
         shooting: how these meet their data.
@@ -89,6 +91,7 @@ class Demo:
     channels: int = 32
     samples: int = 200
     sde_steps: int = 400
+    few: Few = Few()
     measured: int = 360
     trajectory: Training = Training(steps=1000, lr=1e-2, warmup=20, average=WarmUp(0.99))
     shooting: Shooting = Shooting()
@@ -107,6 +110,7 @@ def quick(seed: int = 0) -> Demo:
         channels=8,
         samples=20,
         sde_steps=20,
+        few=Few(shown=(5,), measured=(5, 10), samples=2, reference=12),
         measured=8,
         trajectory=Training(steps=10, lr=1e-2, warmup=5, average=WarmUp(0.9)),
         shooting=Shooting(width=8, horizon=4, batch=4),
@@ -239,6 +243,7 @@ def _images(data: Images, denoiser: Denoiser, settings: Demo, run: Run, *, quiet
         run.log("novelty", set=name, ratio=it.ratio, copies=it.copies)
     return [
         pages.samples(run.folder, data, samples, _course(denoiser, settings), settings.sde_steps),
+        few_steps(run.folder, denoiser, SIZE, settings.few, settings.seed),
         pages.quality(run.folder, read, classifier.accuracy, bits, levels=data.levels.count),
         pages.new(run.folder, data, samples["flow ODE"], found),
     ]
