@@ -146,3 +146,37 @@ def test_a_step_dispatches_few_operations(order: int, most: int):
             integrate(denoiser, x, steps=steps, solver=Exponential(order, DataPrediction()))
         counts.append(seen.total)
     assert (counts[1] - counts[0]) / 40 <= most, counts
+
+
+def test_a_learned_process_keeps_its_gradient():
+    class Learned(VP):
+        def a(self, t: Tensor) -> Tensor:
+            return super().a(t) * scale
+
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    found = []
+    for gradient in (dxdt.Direct(), dxdt.Direct(), dxdt.Checkpointed()):
+        y = dxdt.solve(
+            reverse(Denoiser(Net(), Learned())),
+            x,
+            LogSNR()(VP(), 5, 0.9, 0.05),
+            solver=Exponential(2),
+            gradient=gradient,
+            params=[scale],
+        ).y1
+        found.append(torch.autograd.grad(y.sum(), scale)[0])
+    assert found[0] == found[1] and torch.allclose(found[0], found[2]) and found[0] != 0
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_what_inference_mode_left_serves_gradients(per_sample: bool):
+    linear = nn.Linear(3, 3).double()
+    denoiser = Denoiser(lambda x, t: linear(x * t.reshape(-1, 1)), VP())
+    x = torch.ones(2, 3, dtype=torch.float64)
+    options: dict[str, Any] = dict(steps=6, t0=0.037, solver=Exponential(3), per_sample=per_sample)
+    with torch.inference_mode():
+        quick = integrate(denoiser, x, **options).y1
+    slow = integrate(denoiser, x, **options).y1
+    assert torch.equal(slow.detach(), quick)
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(slow.sum(), list(linear.parameters())))

@@ -105,7 +105,8 @@ class Course:
             number = _common(index, dt)
             if number is not None:
                 if not self._steps:
-                    self._steps = self._shared()
+                    with torch.inference_mode(False):
+                        self._steps = self._shared()
                 return self._steps[min(number, self.last)]
         where = np.minimum(np.broadcast_to(np.asarray(index), (self.rows,)), self.last)
         still = np.broadcast_to(np.asarray(_host(dt)) == 0, (self.rows,))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dxdt.ops.tree import leaves
 from dxdt.solve.equation import Rows
 from dxdt.solve.exponential_course import Course, Taken
 from dxdt.solve.exponential_recipes import course
@@ -46,8 +47,10 @@ class Guide:
 
 def guide(solver: Any, eq: Rows, y: Tensor) -> Guide:
     """The guide of the grid in the outlook of ``eq``."""
-    found = _course(solver, eq, y)
-    return Guide(found, _sights(eq, found) if found.columns == 1 else None)
+    # What is kept must serve solves that are differentiated, whatever the mode of this one.
+    with torch.inference_mode(False):
+        found = _course(solver, eq, y)
+        return Guide(found, _sights(eq, found) if found.columns == 1 else None)
 
 
 def _course(solver: Any, eq: Rows, y: Tensor) -> Course:
@@ -81,8 +84,13 @@ def _sights(eq: Rows, found: Course) -> list[list[dict[int, Any]]] | None:
         known, foresight = False, None
     if known:
         return found.prepared[key]
-    made = _prepared(eq, found)
+    with torch.enable_grad():  # a forward pass that is formed again later runs without
+        made = _prepared(eq, found)
+    if any(x.requires_grad for x in leaves(made) if isinstance(x, Tensor)):
+        return None  # each step forms again what it is to be differentiated by
     if foresight is not None:
+        if len(found.prepared) >= _KEPT:
+            found.prepared.clear()
         found.prepared[key] = made
     return made
 
