@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from dxdt.ops import random
+from dxdt.ops.native.normals import generator
 from dxdt.paths import (
     Brownian,
     Correlated,
@@ -13,6 +15,7 @@ from dxdt.paths import (
     Foster,
     Increments,
     SpaceTime,
+    brownian,
     levy_area,
 )
 
@@ -318,3 +321,25 @@ def test_foster_variance_against_simulation():
     design = torch.stack((torch.ones_like(squares), squares), 1)
     fit = torch.linalg.lstsq(design, residual.square()[:, None]).solution.flatten()
     assert abs(fit[0] - 0.05) < 0.003 and abs(fit[1] - 0.2) < 0.02
+
+
+@pytest.mark.skipif(generator() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("levy", [None, SpaceTime])
+@pytest.mark.parametrize("depth", [1, 5, 20, 40])
+def test_native_sums_have_the_bits_of_numpy(monkeypatch, levy, depth):
+    rng = np.random.default_rng(depth)
+    for rows, size in [(1, 1), (5, 3), (32, 4), (2, 300), (513, 1)]:
+        for w, h in [(None, None), (torch.randn(rows, size), 0.3 if levy else None)]:
+            path = Brownian(7, levy=levy, depth=depth, w=w, h=h)
+            t, dt, times = 0.5 * rng.uniform(0, 1, rows), 0.5 * rng.uniform(0, 1, rows), rng.uniform(0, 1, (3, rows))
+
+            def ask(path=path, rows=rows, size=size, t=t, dt=dt, times=times):
+                bound = path.bind(0.0, 1.0, rows, size, torch.float64, row_offset=3)
+                return *(x for x in bound.increment(t, dt)[1:] if x is not None), bound.value(times)
+
+            drawn = ask()
+            with monkeypatch.context() as patch:
+                patch.setattr(brownian, "generator", lambda: None)
+                patch.setattr(random, "generator", lambda: None)
+                wanted = ask()
+            assert all(torch.equal(a, b) for a, b in zip(drawn, wanted, strict=True))

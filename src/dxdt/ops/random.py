@@ -7,8 +7,9 @@ and sine are polynomials over correctly rounded operations: library functions di
 vector widths and between executors, these do not, so normals too are bitwise equal for every
 size and for every executor on the CPU.
 
-Arrays may be numpy arrays or tensors, and the answer is of the same kind. Eager draws on the CPU
-run in numpy, where an operation costs a quarter of a tensor dispatch.
+Arrays may be numpy arrays or tensors, and the answer is of the same kind. Eager runs of normals on
+the CPU are drawn by native code (``ops.native.normals``) where there is a C++ compiler; other eager
+draws there run in numpy, where an operation costs a quarter of a tensor dispatch.
 
 Not covered: cryptography; a tail beyond 6.7 standard deviations (words have 32 bits).
 
@@ -19,7 +20,6 @@ deviates", Ann. Math. Statist. 1958, https://doi.org/10.1214/aoms/1177706645.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.native.normals import generator
+from dxdt.ops.random_constants import LOG, MULTIPLIERS, ROUNDS, SINE, SQRT_HALF_BITS, TWO_LOG_TWO, WEYL
+
 __all__ = [
     "Integers",
     "bits",
-    "blocks_of_normals",
     "key",
     "normal",
     "normals",
@@ -46,35 +48,13 @@ _Array: TypeAlias = Any
 _Words: TypeAlias = tuple[_Array, _Array, _Array, _Array]
 
 _MASK = 0xFFFFFFFF
-_ROUNDS = 10
 # The published multipliers less 2**32: products of words then stay inside int64, where overflow
 # would be undefined behaviour in compiled code, and the high word is the shifted product plus the
 # word itself.
-_MULTIPLIER_0 = 0xD2511F53 - (1 << 32)
-_MULTIPLIER_1 = 0xCD9E8D57 - (1 << 32)
-_WEYL_0 = 0x9E3779B9
-_WEYL_1 = 0xBB67AE85
-
-# 2 log(m) = s P(s^2), s = (m - 1) / (m + 1), for m in [sqrt(1/2), sqrt(2)]: error 1e-13.
-_LOG = (
-    3.99999999999989438,
-    1.33333333359158504,
-    0.799999897836647655,
-    0.571443322917514501,
-    0.443484998201549796,
-    0.392161912795061055,
-)
-# sin(pi q / 4) = q P(q^2) for q in [-1, 1]: error 4e-15.
-_SINE = (
-    0.785398163397444947,
-    -0.0807455121880386338,
-    0.00249039456736706361,
-    -0.0000365761921207672526,
-    3.13338408290929997e-7,
-    -1.73651672885975781e-9,
-)
-_SQRT_HALF_BITS = 0x3FE6A09E667F3BCD
-_TWO_LOG_TWO = 2 * math.log(2)
+_MULTIPLIER_0, _MULTIPLIER_1 = (m - (1 << 32) for m in MULTIPLIERS)
+_WEYL_0, _WEYL_1 = WEYL
+# Below, native code is not built for a draw.
+_FEW = 32
 _BLOCKS_IN_CACHE = 8192
 
 
@@ -99,7 +79,7 @@ def philox(counter: tuple[Integers, Integers, Integers, Integers], keys: tuple[I
     # which overflows 32 bits in vectorised code (torch 2.13).
     c0, c1, c2, c3 = (c & _MASK for c in counter)
     k0, k1 = keys
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
         c0, c1, c2, c3 = (
             ((p1 >> 32) + c2) ^ (c1 ^ k0),
@@ -136,10 +116,10 @@ def _horner(z: _Array, coefficients: tuple[float, ...]) -> _Array:
 def _minus_two_log(w: _Array) -> _Array:
     """-2 log((w + 1/2) / 2**32) in float64, from the exponent and the mantissa."""
     pattern = _cast_bits(_real(w) + 0.5, real=False)
-    exponent = (pattern - _SQRT_HALF_BITS) >> 52
+    exponent = (pattern - SQRT_HALF_BITS) >> 52
     m = _cast_bits(pattern - (exponent << 52), real=True)
     s = (m - 1.0) / (m + 1.0)
-    return _real(32 - exponent) * _TWO_LOG_TWO - s * _horner(s * s, _LOG)
+    return _real(32 - exponent) * TWO_LOG_TWO - s * _horner(s * s, LOG)
 
 
 def _pair(w0: _Array, w1: _Array) -> tuple[_Array, _Array]:
@@ -149,7 +129,7 @@ def _pair(w0: _Array, w1: _Array) -> tuple[_Array, _Array]:
     """
     r = _root(_minus_two_log(w0)) * _real(1 - 2 * (w1 & 1))
     q = _real(w1) * 2.0**-31 - 1.0
-    half = q * _horner(q * q, _SINE)
+    half = q * _horner(q * q, SINE)
     square = half * half
     return r * (1.0 - 2.0 * square), r * (2.0 * half * _root(1.0 - square))
 
@@ -273,6 +253,9 @@ def normals(
         raise ValueError(f"normals: first={first} is inside a block; give a multiple of 4")
     blocks = (first // 4, (first + size + 3) // 4)
     if _on_host(seed, row, node):
+        native = _native(seed, row, node, size, blocks[0], dtype)
+        if native is not None:
+            return native if isinstance(row, Tensor) or isinstance(node, Tensor) else native.numpy()
         wants_numpy = not any(isinstance(a, Tensor) for a in (row, node))
         host = [a.numpy() if isinstance(a, Tensor) else a for a in _signed((seed, row, node))]
         z = _host_normals(host[0], host[1], host[2], np.arange(*blocks))
@@ -280,11 +263,34 @@ def normals(
         return z if wants_numpy else torch.from_numpy(np.ascontiguousarray(z))
     row, node = (a.unsqueeze(-1) if isinstance(a, Tensor) else a for a in (row, node))
     device = row.device if isinstance(row, Tensor) else node.device
-    z = blocks_of_normals(seed, row, node, torch.arange(*blocks, device=device))
+    z = _blocks_of_normals(seed, row, node, torch.arange(*blocks, device=device))
     return z.flatten(-2)[..., :size].to(dtype)
 
 
-def blocks_of_normals(seed: Integers, row: Integers, node: Integers, block: Integers) -> Tensor:
+def _native(seed: Integers, row: Integers, node: Integers, size: int, first: int, dtype: torch.dtype) -> Tensor | None:
+    """The same by native code, or None where that does not serve."""
+    if size * max(_count(row), _count(node)) < _FEW or dtype not in (torch.float32, torch.float64):
+        return None
+    code = generator()
+    if code is None or _wrapped(row) or _wrapped(node) or _wrapped(seed):
+        return None
+    number = seed if isinstance(seed, int) else int(seed)
+    row, node = (a if isinstance(a, (Tensor, np.ndarray)) else _signed((int(a),))[0] for a in (row, node))
+    return code.normals(number & 0xFFFFFFFFFFFFFFFF, row, node, size, first, dtype)
+
+
+def _count(x: Integers) -> int:
+    return x.numel() if isinstance(x, Tensor) else x.size if isinstance(x, np.ndarray) else 1
+
+
+def _wrapped(x: Integers) -> bool:
+    """Whether x is seen through a transform, or has no memory of its own."""
+    if not isinstance(x, Tensor):
+        return False
+    return type(x) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _blocks_of_normals(seed: Integers, row: Integers, node: Integers, block: Integers) -> Tensor:
     """Draw the four float64 normals of each block, of the broadcast shape of the tensors and (4,)."""
     w0, w1, w2, w3 = _block(seed, row, node, block)
     return torch.stack((*_pair(w0, w1), *_pair(w2, w3)), -1)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.ops import random
+from dxdt.ops.native.normals import generator
 from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 from dxdt.paths.dyadic import Levels, namespace, total
 
@@ -301,7 +302,11 @@ def _sums(frame: _Frame, node: _Array, weights: tuple[_Array, ...], first: int, 
 
 
 def _sums_in_pieces(frame: _Frame, node: np.ndarray, weights: tuple[np.ndarray, ...], size: int) -> list[np.ndarray]:
-    """The same on the host, as many rows and components at a time as fit the cache."""
+    """The same on the host: by native code, or else as many rows and components at a time as fit the cache."""
+    code = generator()
+    if code is not None:
+        flat = tuple(w[..., 0] for w in weights)
+        return code.sums(int(frame.seed), frame.row, node, flat, (frame.w, frame.h), size)
     rows = node.shape[-1]
     most = max(4, _PIECE // (node.size // rows))
     height = max(1, most // size)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.ops.random_runs import run_of_normals
 from dxdt.paths.drawn import Drawn, scales
 from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 
@@ -97,12 +96,8 @@ class BoundIncrements:
 
     def ahead(self, first: int, steps: int) -> Drawn:
         """The path in the cells first .. first + steps - 1, with all normals drawn now."""
-
-        def draw(cells: int) -> Tensor:
-            return run_of_normals(self._seed, self._row, first + cells, steps, self.size, self.dtype)
-
-        y = None if self.path.levy is None else draw(_H_CELLS)
-        return Drawn(self, torch.tensor(first, device=self.device), draw(_W_CELLS), y)
+        z, y = self._draw(torch.arange(first, first + steps, device=self.device).unsqueeze(-1))
+        return Drawn(self, torch.tensor(first, device=self.device), z, y)
 
     def _host_scale(self, dt: np.ndarray) -> tuple[Tensor | float, Tensor | float]:
         """`scales` for a clock on the host; one number where rows agree, which costs no tensor."""
@@ -135,7 +130,7 @@ class BoundIncrements:
         """Normals of the rows in the cells, (*step, rows, size), cast before they are scaled."""
 
         def draw(cells: int) -> Tensor:
-            z = random.normals(self._seed, self._row, step + cells, self.size, dtype=torch.float64)
-            return z.to(self.dtype)
+            dtype = self.dtype if self.dtype in _FULL else torch.float64
+            return random.normals(self._seed, self._row, step + cells, self.size, dtype=dtype).to(self.dtype)
 
         return draw(_W_CELLS), None if self.path.levy is None else draw(_H_CELLS)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dxdt.ops.native.library import Refused, build, folder, machine
 from dxdt.ops.native.program import Source
 from dxdt.ops.native.values import Unsupported
 
@@ -26,20 +24,8 @@ _FLAGS = (
     *("-std=c++17", "-shared", "-fPIC", "-w", "-O3", "-march=native", "-fopenmp-simd"),
     *("-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
-_SECONDS = 120
 # Elements of a vector that shares its memory with others.
 _SHORT = 1024
-
-
-@lru_cache(maxsize=1)
-def _machine() -> str:
-    """What code for this processor may use: part of the name of what is kept on disk."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    except OSError:
-        told = ""
-    return told + torch.backends.cpu.get_cpu_capability()
 
 
 @lru_cache(maxsize=4)
@@ -47,11 +33,6 @@ def _compiler(named: str | None) -> tuple[str, tuple[str, ...]]:
     compiler = import_module("torch._inductor.cpp_builder").get_cpp_compiler()
     wide = ("-mprefer-vector-width=512",) if "AVX512" in torch.backends.cpu.get_cpu_capability() else ()
     return compiler, wide
-
-
-def _folder() -> Path:
-    cache = import_module("torch._inductor.runtime.cache_dir_utils").cache_dir()
-    return Path(cache) / "dxdt"
 
 
 def load(source: Source) -> Native:
@@ -65,28 +46,14 @@ def load(source: Source) -> Native:
     except Exception as error:
         raise Unsupported(f"no C++ compiler ({type(error).__name__})") from error
     flags = [*_FLAGS, *wide]
-    key = sha256(repr((source.key, compiler, flags, _machine())).encode()).hexdigest()[:40]
-    path = _folder() / f"{key}.so"
+    key = sha256(repr((source.key, compiler, flags, machine())).encode()).hexdigest()[:40]
+    path = folder() / f"{key}.so"
     if not path.exists():
-        _build(compiler, flags, source.text, path)
+        try:
+            build(compiler, flags, source.text, path)
+        except Refused as error:
+            raise Unsupported(str(error)) from error
     return Native(source, ctypes.CDLL(str(path)).run)
-
-
-def _build(compiler: str, flags: list[str], text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        code, out = Path(folder) / "program.cpp", Path(folder) / "program.so"
-        code.write_text(text)
-        command = [compiler, *flags, str(code), "-o", str(out), "-lmvec", "-lm"]
-        for attempt in (command, [x for x in command if x != "-lmvec"]):
-            try:
-                done = subprocess.run(attempt, capture_output=True, text=True, timeout=_SECONDS)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise Unsupported(f"the C++ compiler did not finish ({type(error).__name__})") from error
-            if done.returncode == 0:
-                os.replace(out, path)
-                return
-        raise Unsupported(f"the C++ compiler refused a program: {done.stderr[:300]}")
 
 
 class Native:
