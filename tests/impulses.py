@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import dxdt
-from dxdt.diffusion import Process, ReverseSDE, gaussian_oracle
+from dxdt.diffusion import Process, Profile, ReverseSDE, gaussian_oracle
 from dxdt.paths.driver import Increment
 
 M = torch.tensor([0.5, -1.0, 0.0]).double()
@@ -47,7 +47,8 @@ class Bound:
         return z.reshape(1, -1)
 
     def increment(self, t, dt, step=0) -> Increment:
-        return Increment(dt, self._ones(step, 0) * float(np.sign(dt) * np.abs(dt) ** 0.5), None)
+        length = float(np.asarray(dt).reshape(-1)[0])
+        return Increment(dt, self._ones(step, 0) * float(np.sign(length) * np.abs(length) ** 0.5), None)
 
     def normals(self, step, stream: int, size: int) -> Tensor:
         return self._ones(step, 1 + stream)
@@ -60,13 +61,21 @@ def exact(process: Process, t: float, mean: bool = False) -> tuple[Tensor, Tenso
     return a * M + (b * MU if mean else 0.0), a**2 * S**2 + v
 
 
-def law(solver: Any, process: Process, grid: Tensor, tau: float, streams: int = 0, mean: bool = False):
+def law(
+    solver: Any,
+    process: Process,
+    grid: Tensor,
+    tau: float,
+    streams: int = 0,
+    mean: bool = False,
+    profile: Profile | None = None,
+):
     """Mean and variance that a solver reaches at the end of a grid from the exact law at its start."""
     rows = 2 + (len(grid) - 1) * (1 + streams)
     x = torch.zeros(rows, 3, dtype=torch.float64)
     x[1] = 1.0
     mu = MU.expand(rows, 3) if mean else None
-    equation = ReverseSDE(gaussian_oracle(process, M, S), tau, mu)
+    equation = ReverseSDE(gaussian_oracle(process, M, S), tau, mu, profile)
     options = {"solver": solver, "controller": dxdt.Grid(grid.numpy()), "driver": Impulses(rows, streams)}
     end = dxdt.solve(equation, x, (grid[0].item(), grid[-1].item()), **options).y1
     base, gain, weights = end[0], end[1] - end[0], end[2:] - end[0]

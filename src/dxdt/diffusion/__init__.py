@@ -57,6 +57,7 @@ from dxdt.diffusion.preconditioning import (
 )
 from dxdt.diffusion.predictor import Identity, Predictor
 from dxdt.diffusion.process import Prior, Process
+from dxdt.diffusion.profile import Profile, Varying, Window
 from dxdt.diffusion.reclocked import InLogSNR
 from dxdt.diffusion.reverse import ProbabilityFlow, Reverse, ReverseSDE, reverse
 from dxdt.diffusion.reverse_diffusion import ReverseDiffusion
@@ -164,6 +165,7 @@ __all__ = [
     "Prior",
     "ProbabilityFlow",
     "Process",
+    "Profile",
     "Quadratic",
     "RectifiedFlow",
     "Residual",
@@ -189,7 +191,9 @@ __all__ = [
     "UniformTime",
     "VEPreconditioning",
     "VPPreconditioning",
+    "Varying",
     "Velocity",
+    "Window",
     "bits_per_dim",
     "cosine_betas",
     "covariance_product",

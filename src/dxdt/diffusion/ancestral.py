@@ -69,8 +69,8 @@ class DDIM(Predictor):
         """Whether it brings noise of its own."""
         return bool(self.eta)
 
-    def share(self, equation: Reverse) -> float:
-        return equation.tau if self.eta is None else self.eta
+    def share(self, equation: Reverse, t: Tensor, s: Tensor) -> float | Tensor:
+        return super().share(equation, t, s) if self.eta is None else self.eta
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tau = equation_of(self, eq).tau

@@ -91,13 +91,13 @@ class Hop(NamedTuple):
     Attributes:
         process: the diffusion.
         t, s: float64, () or (batch,).
-        tau: share of noise.
+        tau: share of noise, a number or shaped like t.
     """
 
     process: Process
     t: Tensor
     s: Tensor
-    tau: float
+    tau: float | Tensor
 
 
 class Predictor(Solver):
@@ -115,9 +115,9 @@ class Predictor(Solver):
     def move(self, hop: Hop, known: Posterior) -> tuple[Tensor, Tensor]:
         """Mean of x_s given what is known at x_t, and standard deviation of the noise around it."""
 
-    def share(self, equation: Reverse) -> float:
-        """The share of noise of this method's steps."""
-        return equation.tau
+    def share(self, equation: Reverse, t: Tensor, s: Tensor) -> float | Tensor:
+        """The share of noise of this method's steps from t to s."""
+        return equation.share_between(t, s)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         equation_of(self, eq)
@@ -126,9 +126,9 @@ class Predictor(Solver):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, end = ends_of(eq, t, dt)
         known = answer(eq, start, eq.layout.unpack(y))
-        hop = Hop(eq.equation.process, start, end, self.share(eq.equation))
+        hop = Hop(eq.equation.process, start, end, self.share(eq.equation, start, end))
         x, std = self.move(hop, known)
-        if eq.noise is not None and hop.tau > 0:
+        if eq.noise is not None and (isinstance(hop.tau, Tensor) or hop.tau > 0):
             x = torch.addcmul(x, std, unit(eq, t, dt, index))
         return Step(settled(eq, x, y), None, (), ())
 

@@ -25,7 +25,8 @@ from typing import Any, final
 from torch import Tensor
 
 from dxdt.diffusion.denoiser import DenoiserLike, Posterior, foreseen
-from dxdt.diffusion.process import Process
+from dxdt.diffusion.process import Process, along
+from dxdt.diffusion.profile import Profile
 from dxdt.ops.tree import Layout
 from dxdt.solve.equation import Ito
 from dxdt.solve.noise import Additive
@@ -37,13 +38,15 @@ class Reverse(ABC):
 
     Attributes:
         denoiser: answers E[x_0 | x_t].
-        tau: share of noise.
+        tau: share of noise, the largest where it varies.
         mu: mean of the process, or None for zero.
+        profile: how tau^2 varies along the way, or None where it does not.
     """
 
     denoiser: DenoiserLike
     tau: float = 0.0
     mu: Tensor | None = None
+    profile: Profile | None = None
 
     @property
     def process(self) -> Process:
@@ -76,9 +79,25 @@ class Reverse(ABC):
         return self.process.time(lam)
 
     @property
-    def affine(self) -> tuple[Process, float]:
-        """What a, b, c, lam and tau follow from."""
-        return self.process, self.tau
+    def affine(self) -> tuple[Process, float, Profile | None]:
+        """What a, b, c, lam and the share of noise follow from."""
+        return self.process, self.tau, self.profile
+
+    def share(self, start: Tensor, end: Tensor) -> float | Tensor:
+        """Return the root mean square of tau over steps from lam = `start` to `end`."""
+        if self.profile is None or self.tau == 0:
+            return self.tau
+        return self.tau * self.profile.mean(start, end).sqrt()
+
+    def share_between(self, t: Tensor, s: Tensor) -> float | Tensor:
+        """Return the same for steps from time `t` to `s`."""
+        return self.tau if self.profile is None else self.share(self.lam(t.double()), self.lam(s.double()))
+
+    def share_at(self, t: Tensor, y: Tensor) -> float | Tensor:
+        """Return tau at `t` () or (batch,), shaped to meet `y`."""
+        if self.profile is None:
+            return self.tau
+        return self.tau * along(self.profile(self.lam(t.double())).sqrt(), y)
 
     @property
     def foresight(self) -> Any:
@@ -103,7 +122,7 @@ class Reverse(ABC):
         if self.tau == 0:
             return flow
         c = self.process.moments(t, y).c
-        return flow + (0.5 * self.tau**2) * rates.g2 / c * answer.noise
+        return flow + (0.5 * self.share_at(t, y) ** 2) * rates.g2 / c * answer.noise
 
 
 @final
@@ -125,24 +144,27 @@ class ReverseSDE(Reverse):
         """Return tau g(t), shaped like `y`."""
         if self.tau == 0:
             return y.new_zeros(()).expand_as(y)  # also where g is infinite
-        return (self.tau * self.process.rates(t, y).g2.sqrt()).expand_as(y)
+        return (self.share_at(t, y) * self.process.rates(t, y).g2.sqrt()).expand_as(y)
 
     def noise_size(self, layout: Layout) -> int:
         """Return the components of W in a row."""
         return self.noise.size(layout)
 
 
-def reverse(denoiser: DenoiserLike, tau: float = 0.0, mu: Tensor | None = None) -> ProbabilityFlow | ReverseSDE:
+def reverse(
+    denoiser: DenoiserLike, tau: float = 0.0, mu: Tensor | None = None, profile: Profile | None = None
+) -> ProbabilityFlow | ReverseSDE:
     """Return the reverse equation of a denoiser's process, ready for `dxdt.solve` with t1 > t0.
 
     Args:
         denoiser: any denoiser.
         tau: 0 for the probability flow, 1 for the reverse SDE, or between.
         mu: mean of the process (batch, *shape), for processes that have one.
+        profile: where along the way there is noise, such as `Window(low, high)`; everywhere by default.
 
     Raises:
         ValueError: `tau` is not in [0, 1].
     """
     if not 0 <= tau <= 1:
         raise ValueError(f"reverse: tau={tau} is no share of noise; choose 0 (probability flow) to 1 (reverse SDE).")
-    return ProbabilityFlow(denoiser, 0.0, mu) if tau == 0 else ReverseSDE(denoiser, tau, mu)
+    return ProbabilityFlow(denoiser, 0.0, mu) if tau == 0 else ReverseSDE(denoiser, tau, mu, profile)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dxdt.diffusion.posterior import Posterior
 from dxdt.diffusion.predictor import Hop, Predictor, equation_of
+from dxdt.diffusion.process import along
 from dxdt.ops.clock import Ticks
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import State
@@ -49,5 +50,6 @@ class ReverseDiffusion(Predictor):
         x = known.x
         chain = hop.process.transition(hop.s, hop.t, x)
         back = 2 * x - chain.mean(x, known.mu)
-        pull = 0.5 * (1 + hop.tau**2) * chain.std.square()
-        return back + pull * known.score, hop.tau * chain.std
+        tau = along(hop.tau, x) if isinstance(hop.tau, Tensor) else hop.tau
+        pull = 0.5 * (1 + tau**2) * chain.std.square()
+        return back + pull * known.score, tau * chain.std

@@ -18,6 +18,7 @@ from torch import Tensor
 from dxdt.diffusion.denoiser import DenoiserLike
 from dxdt.diffusion.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.process import Process
+from dxdt.diffusion.profile import Profile
 from dxdt.diffusion.reverse import ReverseSDE, reverse
 from dxdt.ops.random import normals
 from dxdt.paths.driver import Onward
@@ -92,6 +93,7 @@ def integrate(
     steps: int | None = None,
     grid: TimeGrid | None = None,
     tau: float = 0.0,
+    profile: Profile | None = None,
     solver: Solver | None = None,
     seed: int = 0,
     first: int = 0,
@@ -111,6 +113,7 @@ def integrate(
         grid: where the steps lie, such as `LogSNR()` or `Karras()`; `Given(times)` needs no `steps`. By default
             `Angle()` for exponential integrators and even in time for other solvers.
         tau: 0 for the probability flow, 1 for the reverse SDE, or between.
+        profile: where along the way there is noise, such as `Window(low, high)`; everywhere by default.
         solver: `Exponential(order=2)` with `steps`, `Tsit5()` without, by default.
         seed: names the random path, and the noise of solvers that bring their own.
         first: number of the first sample, so that many samples may be drawn in parts.
@@ -135,10 +138,10 @@ def integrate(
         solver = Exponential(order=2) if known else Tsit5()
     mu = _mean(process, x1, mu)
     options.setdefault("per_sample", True)
-    equation = reverse(denoiser, tau, mu)
+    equation = reverse(denoiser, tau, mu, profile)
     if tau > 0 or solver.stochastic:
         options["driver"] = _from(first, options.get("driver", Increments(seed)), options["per_sample"])
-        equation = ReverseSDE(denoiser, tau, mu)
+        equation = ReverseSDE(denoiser, tau, mu, profile)
     times = _times(process, solver, steps, grid, start, end)
     opened = 0
     if process.prior_std == 0 and float(times[0].max()) == process.t1:
@@ -161,6 +164,7 @@ def draw(
     steps: int | None = None,
     grid: TimeGrid | None = None,
     tau: float = 0.0,
+    profile: Profile | None = None,
     solver: Solver | None = None,
     seed: int = 0,
     first: int = 0,
@@ -185,7 +189,7 @@ def draw(
             diverse.
         trajectory: keep x at every step.
         dtype, device: of the samples.
-        denoiser, grid, tau, solver, seed, first, mu, options: as in `integrate`.
+        denoiser, grid, tau, profile, solver, seed, first, mu, options: as in `integrate`.
 
     Raises:
         ValueError: as `integrate`, or the temperature is not positive.
@@ -205,7 +209,7 @@ def draw(
         if trajectory:
             options["save"] = Save(start=True, steps=True)
         asked: dict[str, Any] = dict(
-            steps=moves, grid=grid, tau=tau, solver=solver, seed=seed, first=first, t0=t0, mu=mu
+            steps=moves, grid=grid, tau=tau, profile=profile, solver=solver, seed=seed, first=first, t0=t0, mu=mu
         )
         solved = integrate(denoiser, x, **asked, **options)
         found, x, end = solved, solved.y1, _last(solved, grid, process.t0 if t0 is None else t0)

@@ -162,6 +162,11 @@ class Exponential(Solver):
             )
 
     def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+        if driver.adaptive and getattr(equation, "profile", None) is not None:
+            raise ValueError(
+                "Exponential: where tau varies the noise has no clock of its own that other grids share: "
+                "give driver=dxdt.Increments(seed), or an equation without a profile"
+            )
         return StepNoise(driver, layout, equation.noise_size(layout), self.kind, float(equation.tau))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dxdt.solve.exponential_weights import DataPrediction, Exact, InLogSNR, Rule, weights
-from dxdt.solve.semilinear import Knots, SemiLinear
+from dxdt.solve.semilinear import Knots, SemiLinear, share
 
 __all__ = ["HEAD", "adams", "adams_corrected", "adams_moulton", "inside", "line", "moved", "shifted"]
 
@@ -29,17 +29,18 @@ def line(rule: Rule, equation: SemiLinear, s: Knots, t: Knots, v: Tensor) -> Ten
 
     A place is (x - x_s) / (x_t - x_s) in the rule's variable, and where a = 0 at s in a / c.
     """
-    kind, tau = rule.kind, float(equation.tau)
+    kind, tau = rule.kind, share(equation, s, t)
     opens, lands, still = s.a == 0, (t.c == 0) & (s.t != t.t), s.t == t.t
     odd = opens | lands | still
     s_, t_ = _safe(s, odd, 0.0), _safe(t, odd, 1.0)
     count = v.shape[-1]
     origin, end = (rule.variable.place(kind, k.lam, k.t) for k in (s_, t_))
     step = kind.transfer(s_, t_, tau)
-    moments = rule.moments(equation, s_, step.h, end - origin, origin, count)
+    moments = rule.moments(equation, tau, s_, step.h, end - origin, origin, count)
     eta = 1 + tau**2
     order = torch.arange(count, dtype=torch.float64, device=v.device)
-    moments = torch.where(opens.unsqueeze(-1), eta / (eta + order), moments)
+    wide = eta.unsqueeze(-1) if isinstance(eta, Tensor) else eta
+    moments = torch.where(opens.unsqueeze(-1), wide / (wide + order), moments)
     z = eta * step.h if isinstance(kind, DataPrediction) else step.h
     if count > 1:
         z = torch.where(opens, 2 * moments[..., 1], z)
@@ -47,8 +48,9 @@ def line(rule: Rule, equation: SemiLinear, s: Knots, t: Knots, v: Tensor) -> Ten
     scale = torch.where(opens, t.a, step.scale)
     w = scale.unsqueeze(-1) * weights(rule.second, moments, z, v)
     none = torch.zeros_like(step.alpha)
-    opened = none if tau else t.c / torch.where(s.c == 0, torch.nan, s.c)
-    alpha, std = torch.where(opens, opened, step.alpha), torch.where(opens, t.c if tau else none, step.noise)
+    noisy = tau > 0 if isinstance(tau, Tensor) else torch.full_like(opens, tau > 0)
+    opened = torch.where(noisy, none, t.c / torch.where((s.c == 0) & ~noisy, torch.nan, s.c))
+    alpha, std = torch.where(opens, opened, step.alpha), torch.where(opens, noisy * t.c, step.noise)
     alpha, w = _landed(kind, s, t, lands & ~opens, alpha, w)
     alpha, std = torch.where(still, 1.0, alpha), torch.where(still | lands, 0.0, std)
     w = torch.where(still.unsqueeze(-1), 0.0, w)

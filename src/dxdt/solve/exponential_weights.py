@@ -90,6 +90,12 @@ class Transfer(NamedTuple):
     noise: Tensor
 
 
+def _root(x: Tensor) -> Tensor:
+    """sqrt(x), with the derivative zero where x is zero."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
 class Prediction(ABC):
     """In which of the denoiser's answers the equation is integrated."""
 
@@ -98,15 +104,15 @@ class Prediction(ABC):
         """The answer that is interpolated."""
 
     @abstractmethod
-    def transfer(self, s: Knots, t: Knots, tau: float) -> Transfer:
+    def transfer(self, s: Knots, t: Knots, tau: float | Tensor) -> Transfer:
         """The step from s to t, for finite lam."""
 
     @abstractmethod
-    def moments(self, h: Tensor, tau: float, count: int) -> Tensor:
+    def moments(self, h: Tensor, tau: float | Tensor, count: int) -> Tensor:
         """M_m for m < count, on a new last axis."""
 
     @abstractmethod
-    def density(self, h: Tensor, tau: float, u: Tensor) -> Tensor:
+    def density(self, h: Tensor, tau: float | Tensor, u: Tensor) -> Tensor:
         """The exponential under the integral."""
 
     @abstractmethod
@@ -122,18 +128,16 @@ class DataPrediction(Prediction):
     def read(self, answer: Answer) -> Tensor:
         return answer.data
 
-    def transfer(self, s: Knots, t: Knots, tau: float) -> Transfer:
+    def transfer(self, s: Knots, t: Knots, tau: float | Tensor) -> Transfer:
         h = t.lam - s.lam
-        if not tau:  # the root below has no derivative at zero
-            return Transfer(t.c / s.c, t.a, h, torch.zeros_like(h))
         fade = torch.exp(-(tau**2) * h)
-        return Transfer(t.c / s.c * fade, t.a, h, t.c * (-torch.expm1(-2 * tau**2 * h)).sqrt())
+        return Transfer(t.c / s.c * fade, t.a, h, t.c * _root(-torch.expm1(-2 * tau**2 * h)))
 
-    def moments(self, h: Tensor, tau: float, count: int) -> Tensor:
+    def moments(self, h: Tensor, tau: float | Tensor, count: int) -> Tensor:
         z = (1 + tau**2) * h
         return z.unsqueeze(-1) * powers(-z, count)
 
-    def density(self, h: Tensor, tau: float, u: Tensor) -> Tensor:
+    def density(self, h: Tensor, tau: float | Tensor, u: Tensor) -> Tensor:
         z = (1 + tau**2) * h
         return z * torch.exp(-z * (1 - u))
 
@@ -149,14 +153,14 @@ class NoisePrediction(Prediction):
     def read(self, answer: Answer) -> Tensor:
         return answer.noise
 
-    def transfer(self, s: Knots, t: Knots, tau: float) -> Transfer:
+    def transfer(self, s: Knots, t: Knots, tau: float | Tensor) -> Transfer:
         h = t.lam - s.lam
         return Transfer(t.a / s.a, -(1 + tau**2) * t.c, h, tau * t.c * torch.expm1(2 * h).sqrt())
 
-    def moments(self, h: Tensor, tau: float, count: int) -> Tensor:
+    def moments(self, h: Tensor, tau: float | Tensor, count: int) -> Tensor:
         return h.unsqueeze(-1) * powers(h, count)
 
-    def density(self, h: Tensor, tau: float, u: Tensor) -> Tensor:
+    def density(self, h: Tensor, tau: float | Tensor, u: Tensor) -> Tensor:
         return h * torch.exp(h * (1 - u))
 
     def ratio(self, lam: Tensor) -> Tensor:
@@ -262,15 +266,25 @@ class Rule:
     variable: Variable
     second: Second
 
-    def moments(self, equation: SemiLinear, s: Knots, h: Tensor, span: Tensor, origin: Tensor, count: int) -> Tensor:
+    def moments(
+        self,
+        equation: SemiLinear,
+        tau: float | Tensor,
+        s: Knots,
+        h: Tensor,
+        span: Tensor,
+        origin: Tensor,
+        count: int,
+    ) -> Tensor:
         """M_m of the variable v = (place - origin) / span over the step from s of length h."""
         if self.variable.exact:
-            return self.kind.moments(h, equation.tau, count)
+            return self.kind.moments(h, tau, count)
         u, w = (x.to(h.device) for x in _rule())
         lam = s.lam.unsqueeze(-1) + h.unsqueeze(-1) * u
         place = self.variable.place(self.kind, lam, equation.time(lam))
         v = (place - origin.unsqueeze(-1)) / span.unsqueeze(-1)
-        density = self.kind.density(h.unsqueeze(-1), equation.tau, u) * w
+        tau = tau.unsqueeze(-1) if isinstance(tau, Tensor) else tau
+        density = self.kind.density(h.unsqueeze(-1), tau, u) * w
         return torch.stack([(density * v**m).sum(-1) for m in range(count)], -1)
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Answer", "Knots", "SemiLinear"]
+__all__ = ["Answer", "Knots", "SemiLinear", "share"]
 
 
 class Answer(Protocol):
@@ -36,7 +36,7 @@ class SemiLinear(Protocol):
     """An equation whose affine part is known; times are float64 of any shape.
 
     Attributes:
-        tau: share of noise, 0 for the ordinary equation.
+        tau: share of noise, 0 for the ordinary equation; the largest where `share` says how it varies.
         mu: mean to which x reverts, with as many axes as x, or None for zero.
 
     Where the times of a solve are known, an equation may prepare for them: ``foresee(t, like)`` returns something
@@ -92,3 +92,13 @@ class Knots(NamedTuple):
     def part(self, index: Any) -> Knots:
         """The same at some of the places."""
         return Knots(*(x[index] for x in self))
+
+
+def share(equation: SemiLinear, s: Knots, t: Knots) -> float | Tensor:
+    """Root mean square of tau over steps from s to t: a number, or shaped like the steps where it varies.
+
+    With it the affine part and the noise of an exponential step in the data's form are exact, whatever tau is
+    inside the step, and the weights are of order two; where tau is constant on every step they are exact too.
+    """
+    varies = getattr(equation, "share", None)
+    return float(equation.tau) if varies is None else varies(s.lam, t.lam)
