@@ -16,6 +16,8 @@ __all__ = ["Ahead"]
 
 # Normals of one run: bounded in memory.
 _NUMBERS = 1 << 22
+# Attempts of the first run of a solve with events.
+_FEW = 16
 
 
 @dataclass
@@ -28,19 +30,22 @@ class Ahead:
             the loop.
         most: steps in a run.
         taken: steps before the present run.
+        first: attempts of the first run; each later one may make twice as many.
     """
 
     path: Any
     left: int | None
     most: int
     taken: int = 0
+    first: int | None = None
 
     @classmethod
     def of(cls, plan: Plan, dt: Any, slots: int) -> Ahead:
         """For a solve whose records have ``slots`` slots, 0 without records."""
         path = plan.equation.noise
         if path is None or getattr(path, "ahead", None) is None:
-            return cls(path, None, slots)
+            # What an event strikes from the records was in vain: begin with few attempts.
+            return cls(path, None, slots, first=_FEW if plan.watch is not None else None)
         numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
         most = max(2, _NUMBERS // max(1, numbers))
         return cls(path, _steps(plan, dt), min(most, slots) if slots else most)
@@ -49,7 +54,9 @@ class Ahead:
         """The path over the next run, and the attempts that one call may make, ``()``, or None for
         any number."""
         if self.left is None:
-            return self.path, torch.tensor(self.most, device=device) if self.most else None
+            most = self.most if self.first is None else min(self.first, self.most)
+            self.first = None if self.first is None else 2 * most
+            return self.path, torch.tensor(most, device=device) if most else None
         steps = min(self.most, max(self.left, 2))
         drawn = self.path.ahead(self.taken, steps)
         self.left, self.taken = self.left - steps, self.taken + steps

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dxdt.ops.clock import from_host
+from dxdt.solve.compiled_event import Lookout, tied
 from dxdt.solve.engine import Chunk, Records, chunks
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form, fields_of
@@ -39,8 +40,8 @@ def compilable(plan: Plan) -> None:
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     if stack is not None or forward_ad._current_level >= 0:
         raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
-    if plan.watch is not None:
-        raise CannotCompile("events have no compiled form yet")
+    if plan.watch is not None and any(e.reset is not None for e in plan.watch.events):
+        raise CannotCompile("events with a reset have no compiled form yet")
     if plan.equation.layout.device.type != "cpu":
         raise CannotCompile("the compiled loop runs on the CPU; on other devices the loop is eager")
 
@@ -96,7 +97,7 @@ def undone(plan: Plan, recorder: Recorder) -> Generator[None]:
             times.next = following
         for entries in (recorder.index, recorder.row, recorder.t):
             entries.clear()
-        for clocks in (recorder.starts, recorder.lengths, recorder.ends):
+        for clocks in (recorder.starts, recorder.lengths, recorder.ends, recorder.crossings):
             clocks.clear()
         raise
 
@@ -125,6 +126,7 @@ class Forward:
     Attributes:
         tape: records of the chunks and how many slots of each are used, where starts are kept.
         noises: the noise of each of them.
+        lookout: looks for events, where there are some.
     """
 
     plan: Plan
@@ -138,13 +140,19 @@ class Forward:
     pairs: list[Asked] = field(default_factory=list)
     carry: Carry | None = None
     attempts: int = 0
+    lookout: Lookout | None = None
 
     def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
         """Solve; the outcome is not differentiable."""
         plan, f = self.plan, fields_of(self.plan.equation.equation)
         t = np.atleast_1d(np.array(plan.span.t0))
         accepted = np.zeros(len(t), dtype=np.int64)
-        for chunk in chunks(plan, f, plan.equation.args, y, dt, self.keep or self.recorder.wants, bounded):
+        records = self.keep or self.recorder.wants or plan.watch is not None
+        if plan.watch is not None:
+            self.lookout = Lookout.at(plan.watch, self.recorder, plan.span.t0, y, plan.solver.degree)
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded):
+            if self.lookout is not None and chunk.used:
+                chunk = self.lookout.look(chunk)
             if chunk.records is not None and chunk.used:
                 t, accepted = self._read(chunk, t, accepted)
             self.attempts += chunk.used
@@ -215,7 +223,10 @@ class Forward:
         records = chunk.records
         assert records is not None
         start, length = records.t.numpy()[slot, row], records.dt.numpy()[slot, row]
-        theta = np.where(wanted == end[slot, row], 1.0, (wanted - start) / length)
+        whole = wanted == end[slot, row]
+        if chunk.cut is not None:
+            whole &= ~chunk.cut[slot, row]
+        theta = np.where(whole, 1.0, (wanted - start) / length)
         self._enter(index, row, wanted)
         at = torch.from_numpy(slot), torch.from_numpy(row)
         dense = None
@@ -266,4 +277,7 @@ def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bo
     with undone(plan, recorder):
         compilable(plan)
         check_field(plan, y)
-        return Forward(plan, recorder, keep=False).run(y, dt, bounded)
+        forward = Forward(plan, recorder, keep=False)
+        with torch.no_grad():
+            outcome = forward.run(y, dt, bounded)
+        return outcome if forward.lookout is None else tied(outcome, forward.lookout)

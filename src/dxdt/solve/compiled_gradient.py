@@ -20,6 +20,7 @@ from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
 from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import Asked, Forward, check_field, compilable, run_compiled, undone
+from dxdt.solve.compiled_event import Met, tied
 from dxdt.solve.engine import Program, Records, prepare
 from dxdt.solve.fallback import CannotCompile, warn_once
 from dxdt.solve.form import fields_of
@@ -51,8 +52,7 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
 def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
         return run_differentiable(plan, inputs, gradient, dt, recorder)
-    with torch.no_grad():
-        return run_compiled(plan, inputs.y, dt, recorder)
+    return run_compiled(plan, inputs.y, dt, recorder)
 
 
 def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
@@ -65,12 +65,28 @@ def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt
         raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
     with undone(plan, recorder):
         compilable(plan)
+        _look_at_events(plan, inputs, recorder)
         check_field(plan, inputs.y)
         _look(plan, inputs, gradient)
         task = _Task(plan, inputs, dt, recorder)
-        y, values, starts, coefficients = _Function.apply(task, *inputs.tensors())
+        y, values, starts, coefficients, *met = _Function.apply(task, *inputs.tensors())
     assert task.forward is not None and task.forward.carry is not None
-    return Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
+    outcome = Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
+    return tied(outcome, task.forward.lookout, (met[0], met[1])) if task.forward.lookout is not None else outcome
+
+
+def _look_at_events(plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
+    """Refuse what of the derivatives of events has no compiled form.
+
+    Raises:
+        CannotCompile: they are wanted with those of times, or of values after every step.
+    """
+    if plan.watch is None:
+        return
+    if recorder.every or inputs.ends is not None or inputs.moments is not None:
+        raise CannotCompile(
+            "with events, derivatives for times and those of values after every step have no compiled form yet"
+        )
 
 
 def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
@@ -80,12 +96,17 @@ def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
         CannotCompile: it does, and no rule was asked for, so that the eager default can serve.
         ValueError: it does, but such a rule was asked for.
     """
+    meter = plan.equation.meter
+    assert meter is not None
+    count = meter.evaluations
     try:
         captured(plan, inputs)
     except ValueError as error:
         if gradient is not None:
             raise
         raise CannotCompile(str(error)) from error
+    finally:
+        meter.evaluations = count
 
 
 def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
@@ -124,7 +145,7 @@ class _Task:
         times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
         self.shared = inputs.tensors()[1 + times :]
 
-    def solve(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    def solve(self) -> tuple[Tensor | None, ...]:
         plan, y = self.plan, self.inputs.y.detach()
         self.program, _, _ = prepare(plan, y, self.dt, True, False)
         self.forward = Forward(plan, self.recorder, keep=True)
@@ -132,7 +153,9 @@ class _Task:
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
         self.outcome = outcome._replace(y=None, values=None, starts=None, coefficients=None)
         self.outcome = self.outcome._replace(carry=outcome.carry._replace(y=outcome.y.detach()))
-        return outcome.y, outcome.values, outcome.starts, outcome.coefficients
+        outputs = outcome.y, outcome.values, outcome.starts, outcome.coefficients
+        lookout = self.forward.lookout
+        return outputs if lookout is None else (*outputs, lookout.met.y.clone(), lookout.met.dense.clone())
 
     def pull(self, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
         """Cotangents of the inputs from those of the outputs."""
@@ -165,14 +188,16 @@ class _Task:
         """The steps of each chunk from last to first, with the cotangents that enter there."""
         forward = self.forward
         assert forward is not None
-        _, gvalues, gstarts, gcoefficients = given
+        gvalues, gstarts, gcoefficients = given[1:4]
         used = 0 if gvalues is None else len(gvalues)
         level = 0 if gcoefficients is None else len(gcoefficients)
         asked = forward.pairs or [None] * len(forward.tape)
         indices = _indices(forward.tape) if self.plan.equation.noise is not None else [None] * len(asked)
         chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
-        for (records, count), pairs, index, noise in reversed(list(chunks)):
+        for number, ((records, count), pairs, index, noise) in reversed(list(enumerate(chunks))):
             entry = _Entry.of(records, count, index, noise)
+            if forward.lookout is not None:
+                entry.met(forward.lookout.met, number, *given[4:])
             if times is not None:
                 times.turn(records, count)
             if pairs is not None and gvalues is not None:
@@ -229,6 +254,16 @@ class _Entry:
         assert self.coefficients is not None
         for j in range(self.coefficients.shape[1]):
             self.coefficients[:, j].index_put_(at(inside), g * place ** (j + 1), accumulate=True)
+
+    def met(self, met: Met, number: int, start: Tensor | None, coefficients: Tensor | None) -> None:
+        """Steps of this chunk that an event cut short."""
+        row = np.flatnonzero(met.rows & (met.chunk == number))
+        at = torch.from_numpy(met.slot[row]), torch.from_numpy(row)
+        if start is not None:
+            self.start.index_put_(at, start[at[1]], accumulate=True)
+        if coefficients is not None:
+            assert self.coefficients is not None
+            self.coefficients[at[0], :, at[1]] += coefficients[:, at[1]].movedim(0, 1)
 
     def path(self, some: np.ndarray, g: Tensor, gstart: Tensor | None) -> None:
         """The dense path."""

@@ -105,12 +105,14 @@ class Records(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one call did: the packed carry, how many slots it filled, the records, and the noise."""
+    """What one call did: the packed carry, how many slots it filled, the records, and the noise;
+    ``cut`` tells which steps an event cut short, ``(K, R)``, once that was looked for."""
 
     carry: Carry
     used: int
     records: Records | None
     noise: Any
+    cut: Any = None
 
 
 @dataclass(eq=False)
@@ -348,7 +350,7 @@ def _degree(plan: Plan) -> int:
 def chunks(
     plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool
 ) -> Iterator[Chunk]:
-    """Run a solve compiled; yields each chunk of attempts.
+    """Run a solve compiled; yields each chunk of attempts, whose carry may be written into.
 
     Raises:
         CannotCompile: the solve or the field has no compiled form.
