@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dxdt.ops import random
 from dxdt.ops.native.normals import generator
+from dxdt.ops.native.trees import NativeTree
 from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 from dxdt.paths.dyadic import Levels, namespace, total
 
@@ -142,6 +143,7 @@ class BoundBrownian:
             _given(path.h, length, 12.0, rows, size),
         )
         self._device = self._host.to(device)
+        self._tree: NativeTree | None = None
         self._recent: list[tuple[np.ndarray, _State]] = []
 
     def increment(self, t: Ticks, dt: Ticks, step: Any = 0) -> Increment:
@@ -152,6 +154,12 @@ class BoundBrownian:
         """
         times, lengths = settle(t, self.device), settle(dt, self.device)
         if not isinstance(times, Tensor) and self.device.type == "cpu":
+            native = self._native()
+            if native is not None:
+                drawn = native.increment(times, lengths)
+                if drawn is not None:
+                    return Increment(dt, *drawn)
+                self._host.inside(np.stack(np.broadcast_arrays(times, times + lengths)))
             frame, ends = self._host, self._ends(times, lengths)
         else:
             frame = self._device
@@ -171,18 +179,27 @@ class BoundBrownian:
         Raises:
             ValueError: a time outside the span by more than a relative 1e-9.
         """
-        frame = self._host if self.device.type == "cpu" else self._device
+        frame = self._host
         times = np.asarray(t.detach().cpu() if isinstance(t, Tensor) else t, np.float64)
-        x = self._host.inside(times[..., None] if times.ndim < 2 else times)
-        origin = self._host.inside(self._host.start)
+        x, origin = frame.inside(times[..., None] if times.ndim < 2 else times), frame.inside(frame.start)
         x, origin = (np.broadcast_to(a, (*a.shape[:-1], len(frame.row))) for a in (x, np.atleast_1d(origin)))
-        if frame is self._device:
-            x, origin = (
-                torch.from_numpy(x.copy()).to(self.device),
-                torch.from_numpy(origin.copy()).to(self.device),
-            )
-        here, there = _state(self, frame, x)[0], _state(self, frame, origin)[0]
+        if self.device.type != "cpu":
+            here, there = (_state(self, self._device, self._ticks(a.copy()))[0] for a in (x, origin))
+            return self._data((here - there) * self._device.unit())
+        native = self._native()
+        if native is not None:
+            here, there = native.values(x)[0], native.values(origin)[0]
+        else:
+            here, there = _state(self, frame, x)[0], _state(self, frame, origin)[0]
         return self._data((here - there) * frame.unit())
+
+    def _native(self) -> NativeTree | None:
+        """The tree as native code, made at the first query; None where no compiler builds it."""
+        if self._tree is None and generator() is not None:
+            path, f, each = self.path, self._host, 1 if self.path.levy is None else 2
+            known = (f.low, f.length, path.depth, each, self.size, (f.w, f.h), self.dtype, _SLACK)
+            self._tree = NativeTree(path.seed, f.row, *known)
+        return self._tree
 
     def _ticks(self, t: Ticks) -> Tensor:
         return t if isinstance(t, Tensor) else torch.from_numpy(np.asarray(t, np.float64)).to(self.device)
@@ -302,11 +319,7 @@ def _sums(frame: _Frame, node: _Array, weights: tuple[_Array, ...], first: int, 
 
 
 def _sums_in_pieces(frame: _Frame, node: np.ndarray, weights: tuple[np.ndarray, ...], size: int) -> list[np.ndarray]:
-    """The same on the host: by native code, or else as many rows and components at a time as fit the cache."""
-    code = generator()
-    if code is not None:
-        flat = tuple(w[..., 0] for w in weights)
-        return code.sums(int(frame.seed), frame.row, node, flat, (frame.w, frame.h), size)
+    """The same on the host: as many rows and components at a time as fit the cache."""
     rows = node.shape[-1]
     most = max(4, _PIECE // (node.size // rows))
     height = max(1, most // size)

@@ -79,15 +79,21 @@ class BoundIncrements:
         self._seed = random.seed_tensor(path.seed, device)
         self._row = torch.arange(row_offset, row_offset + rows, device=device)
         self._steps = max(1, min(_CHUNK_STEPS, _CHUNK_NUMBERS // max(1, rows * size)))
-        self._drawn = -1
-        self._chunk: list[_Normals] = []
+        # The chunk that is drawn, its normals by step, and its increments of one length.
+        self._first = 0
+        self._chunk: _Normals | None = None
+        self._length = 0.0
+        self._moves: list[_Normals] = []
 
     def increment(self, t: Ticks, dt: Ticks, step: Any) -> Increment:
         """The increment of cell `step` (an int or (rows,)), of length dt: W and H (rows, size)."""
-        z, y = self._normals(settle(step, self.device))
-        length = settle(dt, self.device)
-        host = not isinstance(length, Tensor)
-        a, b = self._host_scale(length) if host else scales(length, self.dtype)
+        step, length = self._settled(step), self._settled(dt)
+        cell, each = _common(step), _common(length)
+        if cell is not None and each is not None and self.dtype in _FULL:
+            W, H = self._move(cell, each)
+            return Increment(dt, W, H)
+        z, y = self._draw(step if isinstance(step, Tensor) else self._cells(step, cell))
+        a, b = scales(length, self.dtype) if isinstance(length, Tensor) else self._host_scale(length)
         return Increment(dt, z * a, None if y is None else y * b)
 
     def normals(self, step: Any, stream: int, size: int) -> Tensor:
@@ -99,32 +105,36 @@ class BoundIncrements:
         z, y = self._draw(torch.arange(first, first + steps, device=self.device).unsqueeze(-1))
         return Drawn(self, torch.tensor(first, device=self.device), z, y)
 
-    def _host_scale(self, dt: np.ndarray) -> tuple[Tensor | float, Tensor | float]:
-        """`scales` for a clock on the host; one number where rows agree, which costs no tensor."""
-        # A number multiplies half precision unrounded, a tensor of that type does not.
-        if self.dtype in _FULL and (dt.size == 1 or (dt == dt[0]).all()):
-            d = float(dt.flat[0])
-            return math.copysign(math.sqrt(abs(d)), d), math.sqrt(abs(d) * _TWELFTH)
+    def _settled(self, x: Any) -> Any:
+        return settle(x, self.device) if isinstance(x, Tensor) else x
+
+    def _move(self, cell: int, dt: float) -> _Normals:
+        """W and H of a cell: of a chunk that is scaled at once, as long as the length stays the same."""
+        place = cell - self._first
+        if not 0 <= place < len(self._moves):
+            place = cell % self._steps
+            self._first = cell - place
+            z, y = self._draw(torch.arange(self._first, self._first + self._steps, device=self.device).unsqueeze(-1))
+            a, b = _scale(dt)
+            self._chunk, self._moves = (z, y), _by_step(z * a, None if y is None else y * b)
+            self._length = dt
+        if dt == self._length or self._chunk is None:
+            return self._moves[place]
+        (z, y), (a, b) = self._chunk, _scale(dt)
+        return z[place] * a, None if y is None else y[place] * b
+
+    def _cells(self, step: Any, cell: Any) -> Tensor:
+        """Cells of the rows beside the data: one each, or one for all."""
+        cells = np.asarray(step if cell is None else cell, np.int64)
+        return torch.from_numpy(cells.reshape(-1)).to(self.device)
+
+    def _host_scale(self, dt: Any) -> tuple[Tensor, Tensor]:
+        """`scales` for a clock on the host."""
+        dt = np.atleast_1d(dt)
         length = np.abs(dt)
         both = np.stack((np.sign(dt) * np.sqrt(length), np.sqrt(length * _TWELFTH)))
         a, b = torch.from_numpy(both[..., None]).to(self.device, self.dtype).unbind(0)
         return a, b
-
-    def _normals(self, step: Any) -> _Normals:
-        if isinstance(step, Tensor):
-            return self._draw(step)
-        if not isinstance(step, int):
-            steps = np.asarray(step, np.int64)
-            if steps.size > 1 and (steps != steps[0]).any():
-                return self._draw(torch.from_numpy(steps).to(self.device))
-            step = int(steps.flat[0])
-        chunk, place = divmod(step, self._steps)
-        if chunk != self._drawn:
-            cells = torch.arange(step - place, step - place + self._steps, device=self.device)
-            z, y = self._draw(cells.unsqueeze(-1))
-            others = [None] * self._steps if y is None else y.unbind(0)
-            self._chunk, self._drawn = list(zip(z.unbind(0), others, strict=True)), chunk
-        return self._chunk[place]
 
     def _draw(self, step: Tensor) -> _Normals:
         """Normals of the rows in the cells, (*step, rows, size), cast before they are scaled."""
@@ -134,3 +144,20 @@ class BoundIncrements:
             return random.normals(self._seed, self._row, step + cells, self.size, dtype=dtype).to(self.dtype)
 
         return draw(_W_CELLS), None if self.path.levy is None else draw(_H_CELLS)
+
+
+def _common(x: Any) -> Any:
+    """The number that a clock on the host holds for all rows, or None where rows differ."""
+    if isinstance(x, np.ndarray):
+        return x.item() if x.size == 1 else x[0].item() if (x == x[0]).all() else None
+    return None if isinstance(x, Tensor) else x
+
+
+def _scale(dt: float) -> tuple[float, float]:
+    """sign(dt) sqrt|dt| and sqrt(|dt|/12)."""
+    return math.copysign(math.sqrt(abs(dt)), dt), math.sqrt(abs(dt) * _TWELFTH)
+
+
+def _by_step(z: Tensor, y: Tensor | None) -> list[_Normals]:
+    others = [None] * len(z) if y is None else y.unbind(0)
+    return list(zip(z.unbind(0), others, strict=True))

@@ -23,25 +23,22 @@ _WORD, _PLACE = ctypes.c_int64, ctypes.c_void_p
 
 
 class Generator:
-    """The functions of the library, on arrays of numpy and tensors of the host."""
+    """The functions of the library.
+
+    Attributes:
+        tree_values, increments: of trees; see ``ops.native.trees``.
+    """
 
     def __init__(self, code: ctypes.CDLL) -> None:
         self._fill = {torch.float64: code.fill_double, torch.float32: code.fill_float}
         for function in self._fill.values():
             function.argtypes = [ctypes.c_uint64, _PLACE, _WORD, _WORD, _PLACE, *[_WORD] * 6, _PLACE]
             function.restype = None
-        self._sums = code.tree_sums
-        self._sums.argtypes = [
-            ctypes.c_uint64,
-            _PLACE,
-            _WORD,
-            _PLACE,
-            *[_WORD] * 3,
-            *[_PLACE] * 4,
-            _WORD,
-            *[_PLACE] * 2,
-        ]
-        self._sums.restype = None
+        self.tree_values = code.tree_values
+        self.tree_values.argtypes, self.tree_values.restype = [_PLACE, _PLACE, _WORD, _PLACE, _PLACE], None
+        self.increments = {torch.float64: code.increment_double, torch.float32: code.increment_float}
+        for function in self.increments.values():
+            function.argtypes, function.restype = [_PLACE] * 3, ctypes.c_int
 
     def normals(self, seed: int, row: Any, node: Any, size: int, first: int, dtype: torch.dtype) -> Tensor | None:
         """Normals of ``size`` components from block ``first`` on, ``(*S, size)`` for row and node (tensors, arrays or
@@ -57,41 +54,6 @@ class Generator:
         outer = out.numel() // (inner * size) if inner * size else 0
         fill = self._fill[dtype]
         fill(seed, row.data_ptr(), ro, ri, node.data_ptr(), no, ni, outer, inner, first, size, out.data_ptr())
-        return out
-
-    def sums(
-        self,
-        seed: int,
-        row: np.ndarray,
-        node: np.ndarray,
-        weights: tuple[np.ndarray, ...],
-        roots: tuple[np.ndarray | None, np.ndarray | None],
-        size: int,
-    ) -> list[np.ndarray]:
-        """Weighted sums of the normals of cells over the first axis.
-
-        Args:
-            seed: modulo 2**64.
-            row: ``(rows,)``, int64.
-            node: names of the cells, ``(levels, *x, rows)``.
-            weights: ``(levels, n, *x, rows)`` for n of them and n normals a cell, n = 1 or 2.
-            roots: what replaces the normals of the first level, ``(rows, size)``, or None.
-            size: components.
-
-        Returns:
-            For each of the weights an array ``(*x, rows, size)``.
-        """
-        node = np.ascontiguousarray(node)
-        held = [np.ascontiguousarray(w, np.float64) for w in weights]
-        known = [None if r is None else np.ascontiguousarray(r, np.float64) for r in roots]
-        row = np.ascontiguousarray(row)
-        out = [np.empty((*node.shape[1:], size)) for _ in weights]
-        count = node.size // max(1, len(node))
-        places = [x.ctypes.data for x in (held[0], held[-1])]
-        ends = [None if r is None else r.ctypes.data for r in known]
-        answers = [x.ctypes.data for x in (out[0], out[-1])]
-        head = (seed & 0xFFFFFFFFFFFFFFFF, row.ctypes.data, len(row), node.ctypes.data)
-        self._sums(*head, len(node), count, len(weights), *places, *ends, size, *answers)
         return out
 
 
