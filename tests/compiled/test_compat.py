@@ -1,9 +1,9 @@
-"""The drop-in for torchdiffeq compiles its adaptive solves when it is asked to."""
+"""The drop-in for torchdiffeq compiles its solves when it is asked to."""
 
 import pytest
 import torch
 
-from dxdt.compat.torchdiffeq import odeint
+from dxdt.compat.torchdiffeq import odeint, odeint_adjoint
 
 
 class Field(torch.nn.Module):
@@ -31,3 +31,64 @@ def test_odeint_compiles_forward_and_backward(method, traced, strict):
     assert torch.allclose(ys, wanted, rtol=1e-10, atol=1e-12)
     for g, w in zip(gradients, exact, strict=True):
         assert torch.allclose(g, w, rtol=1e-9, atol=1e-11)
+
+
+class Pair(Field):
+    def forward(self, t, y):
+        return super().forward(t, y[0]), -y[1]
+
+
+JUMPS = {"jump_t": torch.tensor([0.3], dtype=torch.float64), "step_t": torch.tensor([0.5, 0.6], dtype=torch.float64)}
+
+
+def largest(x):
+    return x.abs().amax()
+
+
+@pytest.mark.parametrize(
+    ("api", "method", "options", "field"),
+    [
+        (odeint, "euler", {}, Field),
+        (odeint, "midpoint", {"step_size": 0.13, "interp": "cubic"}, Field),
+        (odeint, "rk4", {"grid_constructor": lambda f, y, t: torch.linspace(0, 1, 8, dtype=torch.float64)}, Field),
+        (odeint, "bosh3", {}, Pair),
+        (odeint, "bosh3", {"norm": largest}, Field),
+        (odeint, "bosh3", JUMPS, Field),
+        (odeint_adjoint, "rk4", {"step_size": 0.1}, Field),
+    ],
+    ids=["euler", "cubic", "grid", "tuple", "norm", "jumps", "adjoint"],
+)
+def test_fixed_grids_norms_tuples_and_jumps(api, method, options, field, traced, strict):
+    func, y0 = field(), torch.rand(2, 3, dtype=torch.float64)
+    start = (y0, y0[0]) if field is Pair else y0
+    t = torch.linspace(0, 1, 4, dtype=torch.float64)
+    found = []
+    for compile in (True, False):
+        ys = api(func, start, t, rtol=1e-5, atol=1e-6, method=method, options={**options, "compile": compile})
+        ys = ys if isinstance(ys, tuple) else (ys,)
+        grads = torch.autograd.grad(sum(y.sin().sum() for y in ys), list(func.parameters()))
+        found.append((*ys, *grads))
+    assert len(traced) >= 1
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_calls_share_a_program(traced, strict):
+    """Solvers and norms are made anew in each call, programs are not."""
+    with torch.no_grad():
+        for size in (0.1, 0.07, 0.05):
+            odeint(Field(), torch.rand(3, dtype=torch.float64), torch.linspace(0, 1, 4), method="rk4",
+                   options={"step_size": size, "compile": True})  # fmt: skip
+    assert len(traced) == 1
+
+
+def test_callbacks_are_called(fresh):
+    seen = []
+
+    class Seen(Field):
+        def callback_step(self, t, y, dt):
+            seen.append(float(t))
+
+    with torch.no_grad(), pytest.warns(RuntimeWarning, match="callbacks"):
+        odeint(Seen(), torch.rand(3, dtype=torch.float64), torch.linspace(0, 1, 4), options={"compile": True})
+    assert len(seen) > 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dxdt
-from dxdt import ODE, PI, PID, Bosh3, Constant, Dopri5, Dopri8, Grid, Heun, Save, Tsit5
+from dxdt import ODE, PI, PID, Bosh3, Clip, Constant, Dopri5, Dopri8, Grid, Heun, Save, Separable, Tsit5
 from dxdt.ops.tree import leaves
 from dxdt.solve.solution import Status
 
@@ -27,6 +27,13 @@ def swirl(t, y):
 
 def turn(t, y):
     return 1j * y * (1 + 0.3 * torch.cos(t)) - 0.1 * y.abs() * y
+
+
+def jumpy(t, y):
+    return torch.where(t.unsqueeze(-1) > 0.4, -3 * y, torch.sin(y))
+
+
+PENDULUM = Separable(lambda t, p: p, lambda t, q: -torch.sin(q) * (1 + 0.1 * torch.cos(t)).unsqueeze(-1))
 
 
 def coupled(t, y, rates, shift):
@@ -83,6 +90,7 @@ SPANS = (
     torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=F64),
     torch.tensor([1.5, -0.5, 1.2, 0.3], dtype=F64),
 )
+SPANS_UP = (torch.tensor([0.0, 0.2], dtype=F64), torch.tensor([1.0, 0.8], dtype=F64))
 RATES = ({"k": torch.tensor(0.7)}, torch.tensor(0.1))
 WANTED = [0.0, 0.2, 0.55, 0.55, 1.0]
 
@@ -165,6 +173,69 @@ CASES = [
         save=torch.linspace(0, 6, 100, dtype=F64),
     ),
     case(
+        "clip-steps-and-jumps-times-f64-rows",
+        jumpy,
+        state(2, 3),
+        SPANS_UP,
+        10 * 1e-5,
+        per_sample=True,
+        solver=Bosh3(),
+        controller=Clip(PID(rtol=1e-5, atol=1e-6), steps=[0.1, 0.7, 0.9], jumps=[0.4]),
+        save=Save(times=[0.3, 0.4, 0.55], end=True),
+    ),
+    case(
+        "verlet-times-tuple-rows",
+        PENDULUM,
+        (state(2, 3), state(2, 3).exp()),
+        (0.0, 1.0),
+        ulps(20),
+        per_sample=True,
+        solver=dxdt.StoermerVerlet(),
+        dt=0.13,
+        save=WANTED,
+    ),
+    case(
+        "semi-implicit-end-tuple-f32-joint",
+        PENDULUM,
+        (state(3, dtype=F32), state(3, dtype=F32)),
+        (1.0, 0.0),
+        ulps(20, F32),
+        slow=True,
+        solver=dxdt.SemiImplicitEuler(),
+        dt=0.1,
+    ),
+    case(
+        "clip-constant-jumps-backwards-f64-joint",
+        jumpy,
+        state(3),
+        (1.0, 0.0),
+        ulps(20),
+        slow=True,
+        solver=Heun(),
+        controller=Clip(Constant(0.09), jumps=[0.4, 0.8]),
+        save=Save(dense=True, end=True),
+    ),
+    *(
+        case(
+            f"{type(solver).__name__}-times-f64-rows",
+            swirl,
+            state(2, 3),
+            (0.0, 1.0),
+            10 * 1e-4,
+            slow=True,
+            per_sample=True,
+            solver=solver,
+            **options,
+        )
+        for solver, options in (
+            (dxdt.LowStorage3(), {"controller": PID(), "save": WANTED}),
+            (dxdt.LowStorage4(), {"dt": 0.1}),
+            (dxdt.ReversibleHeun(), {"dt": 0.1, "save": WANTED}),
+            (dxdt.AsynchronousLeapfrog(), {"save": Save(dense=True)}),
+            (dxdt.McCallumFoster(Bosh3()), {"save": Save(steps=True)}),
+        )
+    ),
+    case(
         "dopri8-backwards-times-f64-rows",
         Driven(F64),
         state(2, 3),
@@ -238,7 +309,8 @@ CASES = [
 
 
 def run(case, compile):
-    return dxdt.solve(ODE(case.field), case.y0, case.t, compile=compile, **case.options)
+    equation = case.field if hasattr(case.field, "drift") else ODE(case.field)
+    return dxdt.solve(equation, case.y0, case.t, compile=compile, **case.options)
 
 
 def gap(a, b):

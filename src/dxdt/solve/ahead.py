@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dxdt.solve.controller import Constant, Grid
+from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.plan import Plan
 
 __all__ = ["Ahead"]
@@ -46,6 +47,8 @@ class Ahead:
         if path is None or getattr(path, "ahead", None) is None:
             # What an event strikes from the records was in vain: begin with few attempts.
             return cls(path, None, slots, first=_FEW if plan.watch is not None else None)
+        if not isinstance(plan.controller, (Constant, Grid)):
+            raise CannotCompile("noise of known steps that are clipped has no compiled form yet")
         numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
         most = max(2, _NUMBERS // max(1, numbers))
         return cls(path, _steps(plan, dt), min(most, slots) if slots else most)

@@ -140,6 +140,7 @@ class Forward:
     pairs: list[Asked] = field(default_factory=list)
     carry: Carry | None = None
     attempts: int = 0
+    jumps: int = 0
     lookout: Lookout | None = None
 
     def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
@@ -147,7 +148,7 @@ class Forward:
         plan, f = self.plan, fields_of(self.plan.equation.equation)
         t = np.atleast_1d(np.array(plan.span.t0))
         accepted = np.zeros(len(t), dtype=np.int64)
-        records = self.keep or self.recorder.wants or plan.watch is not None
+        records = self.keep or self.recorder.wants or plan.watch is not None or plan.controller.jumps
         if plan.watch is not None:
             self.lookout = Lookout.at(plan.watch, self.recorder, plan.span.t0, y, plan.solver.degree)
         for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded):
@@ -166,18 +167,22 @@ class Forward:
         return Outcome(carry.y, values, starts, coefficients, None, None, carry)
 
     def _count(self, y: Tensor, dt: Any) -> None:
-        """Evaluations of the drift: of the starting rule, of the start, of every attempt."""
+        """Evaluations of the drift: of the starting rule, of the start, after jumps, of every attempt."""
         plan, meter = self.plan, self.plan.equation.meter
         assert self.carry is not None and meter is not None
-        held = bool(self.carry.solver)
+        solver, state = plan.solver, self.carry.solver
         automatic = dt is None and plan.scale is not None
-        meter.evaluations += self.attempts * plan.solver.stages + held + automatic * (2 - held)
+        rule = automatic * (2 - (solver.slope(state) is not None))
+        meter.evaluations += self.attempts * solver.cost(state) + (1 + self.jumps) * solver.opening(state) + rule
 
     def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records, used, recorder = chunk.records, chunk.used, self.recorder
         assert records is not None
         ok = records.dt[:used].numpy() != 0
         end = records.end[:used].numpy()
+        if self.plan.controller.jumps:
+            following = np.concatenate([records.t[1:used].numpy(), chunk.carry.t[None].numpy()])
+            self.jumps += int((ok & (following != end)).any(1).sum())
         if self.keep:
             self.tape.append((records, used))
             self.noises.append(chunk.noise)
@@ -216,7 +221,7 @@ class Forward:
         self.pairs.append(Asked(slot, row, np.ones(len(slot)), slot * 0, True))
 
     def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
-        slot, row, index, wanted = _due(times, end)
+        slot, row, index, wanted = _due(times, end, ok)
         if not len(slot):
             self.pairs.append(Asked(slot, row, wanted, index, False))
             return
@@ -243,20 +248,21 @@ class Forward:
         self.recorder.t.append(t)
 
 
-def _due(times: SaveTimes, end: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _due(times: SaveTimes, end: np.ndarray, ok: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Requests that lie in a chunk: slot, row, index of the request and its time."""
     before = times.next.copy()
-    times.reach(end[-1])
+    # Accepted steps answer; after a jump an attempt that is rejected stands beyond their ends.
+    place = np.maximum.accumulate(np.where(ok, end * times.sign, -np.inf), axis=0)
+    times.reach(place[-1] * times.sign)
     counts = times.next - before
     row = np.repeat(np.arange(len(counts)), counts)
     index = np.concatenate([np.arange(a, b) for a, b in zip(before, times.next, strict=True)] or [np.zeros(0, int)])
     index = index.astype(np.int64)
     wanted = times.times[index, row if times.times.shape[1] > 1 else 0]
-    place = (end * times.sign).T
     slot = np.empty(len(row), dtype=np.int64)
     for r in np.flatnonzero(counts):
         mine = row == r
-        slot[mine] = np.searchsorted(place[r], wanted[mine] * times.sign[r], side="left")
+        slot[mine] = np.searchsorted(place[:, r], wanted[mine] * times.sign[r], side="left")
     return slot, row, index, wanted
 
 

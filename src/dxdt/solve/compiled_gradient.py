@@ -50,6 +50,8 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
 
 
 def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    if gradient is not None and gradient.shows:
+        raise CannotCompile("callbacks that see every step have no compiled form")
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
         return run_differentiable(plan, inputs, gradient, dt, recorder)
     return run_compiled(plan, inputs.y, dt, recorder)
@@ -65,6 +67,8 @@ def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt
         raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
     with undone(plan, recorder):
         compilable(plan)
+        if plan.solver.remembers:
+            raise CannotCompile(f"gradients through {type(plan.solver).__name__} have no compiled form yet")
         _look_at_events(plan, inputs, recorder)
         check_field(plan, inputs.y)
         _look(plan, inputs, gradient)

@@ -93,6 +93,10 @@ class Controller(ABC):
         """How errors are measured, or None where they are not."""
         return None
 
+    def measure(self, layout: Layout) -> Callable[[Tensor], Tensor]:
+        """The norm in which errors are measured."""
+        return rms
+
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:  # noqa: B027
         """Raise ValueError if this rule cannot serve spans ``(R,)`` with the user's first step."""
 
@@ -292,6 +296,9 @@ class PID(Controller):
             raise ValueError("PID has rtol = atol = 0, which no step can meet: give one of them a positive value")
         return Scale(atol, rtol, self.norm)
 
+    def measure(self, layout: Layout) -> Callable[[Tensor], Tensor]:
+        return self.norm
+
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         if dt is None or (self.order or order) is None:
             raise ValueError("PID needs a first step and a solver with an error estimate: give dt, or use dxdt.Tsit5()")
@@ -357,22 +364,31 @@ class Clip(Controller):
     controller: Controller
     steps: Any = ()
     jumps_at: Any = ()
+    some: ClassVar[tuple[bool, bool]]
 
     def __init__(self, controller: Controller, steps: Any = (), jumps: Any = ()) -> None:
         object.__setattr__(self, "controller", controller)
         object.__setattr__(self, "steps", _times(steps, "Clip.steps"))
         object.__setattr__(self, "jumps_at", _times(jumps, "Clip.jumps"))
+        object.__setattr__(self, "some", (self.steps.size > 0, self.jumps_at.size > 0))
 
     @property
     def adaptive(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.controller.adaptive
 
     @property
+    def state_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 + self.controller.state_size
+
+    @property
     def jumps(self) -> bool:
-        return self.jumps_at.size > 0
+        return self.some[1]
 
     def scale(self, layout: Layout) -> Scale | None:
         return self.controller.scale(layout)
+
+    def measure(self, layout: Layout) -> Callable[[Tensor], Tensor]:
+        return self.controller.measure(layout)
 
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
         self.controller.check(t0, t1, dt)
@@ -391,7 +407,7 @@ class Clip(Controller):
         return Decision(decision.accept, self._clip(span, end, step), (step, *decision.state), decision.failed)
 
     def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
-        jumps = span.clock.column(self.jumps_at, t)
+        jumps = span.clock.column(self._stops(span)[1], t)
         near = abs(jumps - t) <= 1.5 * self._margin(jumps)
         crossed = near.any(0)
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
@@ -402,10 +418,13 @@ class Clip(Controller):
         # Two float32 ulps: a field that sees time in float32 must see the two sides of the jump.
         return 2.4e-7 * abs(jumps) + 1e-12
 
+    def _stops(self, span: Span) -> tuple[Any, Any]:
+        return (self.steps, self.jumps_at) if span.table is None else span.table
+
     def _clip(self, span: Span, t: Ticks, dt: Ticks) -> Ticks:
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
-        for times, early in ((self.steps, 0.0), (self.jumps_at, 1.0)):
-            if times.size:
+        for times, early, some in zip(self._stops(span), (0.0, 1.0), self.some, strict=True):
+            if some:
                 stops = span.clock.column(times, t)
                 gap = (stops - early * sign * self._margin(stops) - t) * sign
                 gap = _where(gap > 1e-14 * (1 + abs(t)), gap, gap * 0 + float("inf"))

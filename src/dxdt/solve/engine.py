@@ -12,7 +12,7 @@ save times, dense output and the backward pass all come from them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from dxdt.ops.clock import DEVICE
 from dxdt.ops.native import backend
 from dxdt.ops.tree import Layout
 from dxdt.solve.ahead import Ahead
-from dxdt.solve.controller import PID, Constant, Controller, Grid, Scale, Span
+from dxdt.solve.controller import Constant, Controller, Scale, Span
 from dxdt.solve.fallback import CannotCompile, warn_once, why
 from dxdt.solve.form import Form
 from dxdt.solve.identity import identified
@@ -35,6 +35,7 @@ from dxdt.solve.reverse_chunk import reverse
 from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
+from dxdt.solve.static import static
 
 __all__ = [
     "Chunk",
@@ -85,7 +86,7 @@ class Inputs(NamedTuple):
 
     t0: Tensor
     t1: Tensor
-    table: Tensor | None
+    table: Any
     atol: Tensor | None
     rtol: Tensor | None
     limit: Tensor
@@ -139,7 +140,7 @@ class Program:
         rows = shape.form.rows(f, shape.layout, args, x.noise)
         scale = None
         if x.atol is not None and x.rtol is not None:
-            scale = Scale(x.atol, x.rtol, shape.controller.norm)  # pyright: ignore[reportAttributeAccessIssue]
+            scale = Scale(x.atol, x.rtol, shape.controller.measure(shape.layout))
         span = Span(DEVICE, x.t0, x.t1, x.table)
         return Plan(
             rows,
@@ -292,33 +293,13 @@ def _program(shape: Shape) -> Program:
     return Program(shape)
 
 
-def _static(controller: Controller) -> tuple[Controller, Any]:
-    """The controller without what is passed as an input, and that input's table."""
-    if isinstance(controller, PID):
-        numbers = isinstance(controller.rtol, float) and isinstance(controller.atol, float)
-        return _same_tolerances(controller) if numbers else replace(controller, rtol=1.0, atol=1.0), None
-    if isinstance(controller, Grid):
-        return _GRID, controller.times
-    if isinstance(controller, Constant):
-        return Constant(), None
-    raise CannotCompile(f"{type(controller).__name__} has no compiled form yet")
-
-
-@lru_cache(maxsize=256)
-def _same_tolerances(controller: PID) -> PID:
-    return replace(controller, rtol=1.0, atol=1.0)
-
-
-_GRID = Grid([0.0, 1.0])
-
-
 def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
     """The program of a solve, the first step and the table of its grid.
 
     Raises:
         CannotCompile: the solve has no compiled form.
     """
-    controller, table = _static(plan.controller)
+    controller, table = static(plan.controller)
     layout, solver = plan.equation.layout, plan.solver
     if not solver.compiles:
         raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
@@ -326,8 +307,9 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
     if starts or plan.dense or bounded:
         per_slot = y.element_size() * y.numel() * (1 + _degree(plan)) + 24 * layout.rows
         slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
-    if isinstance(plan.controller, Constant) and plan.controller.dt is not None:
-        dt = np.full(layout.rows, abs(plan.controller.dt))
+    given = getattr(plan.controller, "controller", plan.controller)
+    if isinstance(given, Constant) and given.dt is not None:
+        dt = np.full(layout.rows, abs(given.dt))
     shape = Shape(
         solver,
         controller,
@@ -392,8 +374,7 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
     span = plan.span
     limit = _number(plan.max_steps, torch.int64, y.device)
     if table is not None:
-        table = _tensor(table, y)
-        torch._dynamo.mark_dynamic(table, 0)  # a grid of another length runs the same program
+        table = _tables(table, y)
     return Inputs(
         _tensor(span.t0, y),
         _tensor(span.t1, y),
@@ -404,6 +385,15 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
         None,
         None,
     )
+
+
+def _tables(values: Any, like: Tensor) -> Any:
+    """The times of a grid, or the lists of times that ``Clip`` has."""
+    if isinstance(values, tuple):
+        return tuple(None if x is None else _tensor(x, like) for x in values)
+    times = _tensor(values, like)
+    torch._dynamo.mark_dynamic(times, 0)  # a grid of another length runs the same program
+    return times
 
 
 def _records(slots: int, degree: int, y: Tensor) -> Records:

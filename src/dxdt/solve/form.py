@@ -15,6 +15,7 @@ from dxdt.solve.conversion import Converted
 from dxdt.solve.equation import ODE, SDE, Equation, Ito, Outlook, Rows, Stratonovich
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.noise import Noise
+from dxdt.solve.symplectic import Separable
 
 __all__ = ["Form", "fields_of"]
 
@@ -32,6 +33,7 @@ class Form:
     """An equation without its fields.
 
     Attributes:
+        separable: whether it is a separable system.
         noise, calculus: of a stochastic equation, else None.
         converted: whether it was written in the other calculus.
         driver: kind of the random path, or None.
@@ -41,6 +43,7 @@ class Form:
     calculus: Ito | Stratonovich | None = None
     converted: bool = False
     driver: Any = None
+    separable: bool = False
 
     @classmethod
     def of(cls, rows: Rows) -> Form:
@@ -54,12 +57,16 @@ class Form:
         inner = equation.equation if converted else equation
         if type(inner) is ODE:
             return cls()
+        if type(inner) is Separable:
+            return cls(separable=True)
         if type(inner) is not SDE:
             raise CannotCompile(f"{type(inner).__name__} has no compiled form yet")
         return cls(inner.noise, inner.calculus, converted, _kind(rows.noise))
 
     def equation(self, f: Any) -> Equation:
         """The equation with these fields."""
+        if self.separable:
+            return Separable(*f)
         if self.noise is None:
             return ODE(f)
         assert self.calculus is not None
@@ -73,7 +80,7 @@ class Form:
     def called(self, call: Callable[..., Any]) -> Any:
         """Fields that are ``call(number, t, y, *args)``, in the place of the user's."""
         drift = lambda t, y, *args: call(0, t, y, *args)  # noqa: E731
-        if self.noise is None:
+        if self.noise is None and not self.separable:
             return drift
         return drift, lambda t, y, *args: call(1, t, y, *args)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -97,7 +97,13 @@ Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | No
 
 
 class Gradient(ABC):
-    """A rule for differentiating a solve."""
+    """A rule for differentiating a solve.
+
+    Class facts:
+        shows: whether steps are shown to somebody while they are taken.
+    """
+
+    shows: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:

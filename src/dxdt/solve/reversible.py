@@ -29,6 +29,8 @@ class ReversibleSolver(Solver):
     """Base of the methods whose steps have an exact inverse."""
 
     reversible: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     @abstractmethod
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:

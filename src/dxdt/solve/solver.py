@@ -55,7 +55,8 @@ class Solver(ABC):
         semilinear: whether it asks for equations that show their affine part (``SemiLinear``).
         foresees: whether it makes something of a known grid before the first step.
         degree: degree of the dense output's polynomial.
-        compiles: whether its steps can be compiled; the state must be a function of (t, y).
+        compiles: whether its steps can be compiled.
+        remembers: whether its state depends on the steps before, and is no function of (t, y).
     """
 
     order: ClassVar[float]
@@ -69,6 +70,7 @@ class Solver(ABC):
     foresees: ClassVar[bool] = False
     degree: ClassVar[int] = 1
     compiles: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
 
     def check(self, equation: Equation) -> None:  # noqa: B027
         """Raise TypeError or ValueError if this method cannot solve an equation of this form."""
@@ -84,6 +86,14 @@ class Solver(ABC):
     def slope(self, state: State) -> Tensor | None:
         """f(t, y) where the state holds it: it saves the starting rule an evaluation."""
         return None
+
+    def opening(self, state: State) -> int:
+        """Evaluations of the drift that formed the state before the first step."""
+        return int(self.slope(state) is not None)
+
+    def cost(self, state: State) -> int:
+        """Evaluations of the drift in one step from such a state."""
+        return self.stages
 
     def estimate(self, noise: Noise | None) -> float | None:
         """Power of dt in the local error estimate on an equation with this noise, or without."""

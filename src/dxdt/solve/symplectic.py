@@ -165,6 +165,13 @@ class Symplectic(Solver):
         force = (halves.force(start, q),) if dense or self.composition.kicks_first else ()
         return (*force, halves.velocity(start, p)) if dense else force
 
+    def opening(self, state: State) -> int:
+        return len(state)
+
+    def cost(self, state: State) -> int:
+        # Dense output adds the velocity at the end, which serves a step that begins with a drift.
+        return self.stages + (self.composition.kicks_first and len(state) == 2)
+
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         halves, rule = _Halves(eq), self.composition
         lengths = factors(rule.lengths, dt, y)

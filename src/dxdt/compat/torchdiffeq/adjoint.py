@@ -213,6 +213,7 @@ class Task:
         t: Tensor,
     ) -> list[Tensor]:
         """The adjoint state at the earlier of two times, from that at the later."""
+        options = {**options, "compile": False}  # the field above differentiates, which is not traced
         problem = Problem(
             *(right, Start(state), t, self.rtol, self.atol, self.method, options, None),
             self.callbacks,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from dxdt.solve import PID, Controller, Gradient
 from dxdt.solve.controller import Decision, Scale
+from dxdt.solve.static import static
 
 __all__ = ["Measured", "Watched", "lenient"]
 
@@ -42,7 +43,7 @@ def _fitted(value: Any, y: Tensor) -> Any:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Measured(Controller):
     """A PID controller whose norm sees the state as the user gave it.
 
@@ -55,22 +56,31 @@ class Measured(Controller):
     norm: Callable[[Any], Any]
 
     adaptive = True
+    state_size = PID.state_size
 
     def scale(self, layout: Any) -> Scale:
-        scale = self.inner.scale(layout)
+        return self.inner.scale(layout)._replace(norm=self.measure(layout))
+
+    def measure(self, layout: Any) -> Callable[[Tensor], Tensor]:
         norm = self.norm
 
         def measure(ratio: Tensor) -> Tensor:
             value = norm(layout.unpack(ratio))
             return torch.as_tensor(value, device=ratio.device).abs().reshape(1)
 
-        return scale._replace(norm=measure)
+        return measure
 
     def start(self, span: Any, dt: Any, order: float | None) -> tuple[Any, tuple[Any, ...]]:
         return self.inner.start(span, dt, order)
 
     def decide(self, span: Any, error: Any, t: Any, dt: Any, state: tuple[Any, ...]) -> Decision:
         return self.inner.decide(span, error, t, dt, state)
+
+
+@static.register
+def _(controller: Measured) -> tuple[Controller, Any]:
+    inner, table = static(controller.inner)
+    return Measured(cast(PID, inner), controller.norm), table
 
 
 @final
@@ -83,13 +93,15 @@ class Watched(Gradient):
         callbacks: ``callback_step``, ``callback_accept_step``, ``callback_reject_step``.
     """
 
+    shows = True
+
     inner: Gradient
     callbacks: dict[str, Callable[..., Any]]
 
     def run(self, loop: Any, plan: Any, inputs: Any, dt: Any, recorder: Any) -> Any:
         layout = plan.equation.layout
 
-        def watched(plan: Any, carry: Any, observe: Callable[..., Any]) -> Any:
+        def watched(plan: Any, carry: Any, observe: Any) -> Any:
             def look(carry: Any, attempt: Any, after: Any) -> None:
                 self._tell(layout, attempt)
                 observe(carry, attempt, after)

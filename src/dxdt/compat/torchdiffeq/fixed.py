@@ -37,6 +37,20 @@ class _Around(Solver):
 class Chord(_Around):
     """Straight lines between steps: values off the grid cost no evaluation, and have order 1."""
 
+    def __init__(self, inner: Solver) -> None:
+        super().__init__(inner)
+        self.compiles = inner.compiles  # pyright: ignore[reportAttributeAccessIssue]
+        self.remembers = inner.remembers  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chord) and self.inner == other.inner
+
+    def __hash__(self) -> int:
+        return hash((Chord, self.inner))
+
+    def slope(self, state: State) -> Tensor | None:
+        return self.inner.slope(state)
+
     def init(self, eq: Any, t: Any, y: Tensor, dense: bool) -> State:
         return self.inner.init(eq, t, y, False)
 

@@ -166,7 +166,7 @@ def _solution(
             gradient=gradient,
             max_steps=int(most) if max_steps is None else max_steps,
             throw=True,
-            compile=bool(options.get("compile", False)),
+            compile=options.get("compile"),
         )
     except SolveError as error:
         raise translated(error) from None
