@@ -58,6 +58,7 @@ def elements(value, x, y):
         *(p.sqrt(), x.exp(), x.exp2(), x.expm1(), p.log(), p.log1p(), p.log2(), p.log10(), x.sin(), x.cos(), q.tan()),
         *(q.asin(), q.acos(), x.atan(), x.sinh(), x.cosh(), x.tanh(), x.asinh(), (1 + p).acosh(), q.atanh(), x.erf()),
         *(x.floor(), x.ceil(), x.trunc(), x.round(), torch.atan2(x, y), torch.hypot(x, y), x.neg(), x.abs(), p.rsqrt()),
+        nan.sign(),
         *(p.reciprocal(), x.square(), x**3, p**0.5, p**-1.7, p**y, 2.0**x, x.sigmoid(), x.relu(), x.clamp(-0.3, 0.7)),
         *(torch.maximum(nan, y), torch.minimum(x, nan), nan.clamp(max=0.1), nan.clamp(min=0.1), nan.relu(), odd),
         *(x - 2 * y, torch.rsub(x, y, alpha=3), x / y, 1.5 / p, torch.addcmul(x, y, p, value=0.5)),
@@ -147,3 +148,27 @@ def test_what_has_no_native_code_is_told():
     ):
         with pytest.raises(BackendCompilerFailed, match=f"Unsupported: .*{told}"):
             looped(f, x)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 5, 1), (3, 1, 5, 2), (2, 4, 1, 3)])
+def test_batches_of_products(sizes):
+    batch, n, k, m = sizes
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(batch, *s, generator=generator, dtype=F64) for s in ((n, k), (m, k)))
+    c = torch.randn(batch, n, m, generator=generator, dtype=F64)
+
+    def f(value, a, b, c):
+        b = (2 * b).mT
+        return torch.baddbmm(c, a, b) + (a @ b).tanh() + 0.5 * value
+
+    close(*looped(f, a, b, c))
+
+
+def test_extremes_of_integers():
+    x = torch.tensor([[3.0, -7.0, 5.0], [1.0, 2.0, -1.0]], dtype=F64)
+
+    def f(value, x):
+        whole = x.long()
+        return whole.amax(1).to(x) - whole.amin(1).to(x) + 0.5 * value
+
+    close(*looped(f, x))

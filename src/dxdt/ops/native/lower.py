@@ -24,6 +24,8 @@ _VIEWS = {
 _FULL = {aten.full, aten.full_like, aten.scalar_tensor, aten.zeros_like, aten.ones_like, aten.zeros, aten.ones}
 # A product by sums along rows: at most so many rows, at least so many entries of the matrix.
 _FEW, _LARGE = 2, 1 << 15
+# Terms of a batch of products that are written out.
+_TERMS = 32
 
 
 class Put(NamedTuple):
@@ -220,7 +222,10 @@ class Lowered:
             "amin": (f"({t})INFINITY", lambda a, x: f"{a} = f_min({a}, ({t}){x});"),
         }
         if name in ("amax", "amin") and not value.dtype.is_floating_point:
-            raise Unsupported(f"{name} of integers")
+            if value.dtype != torch.int64:
+                raise Unsupported(f"{name} of {value.dtype}")
+            steps["amax"] = ("INT64_MIN", lambda a, x: f"{a} = {x} > {a} ? {x} : {a};")
+            steps["amin"] = ("INT64_MAX", lambda a, x: f"{a} = {x} < {a} ? {x} : {a};")
         start, step = steps[name]
         count = 1
         for d in over:
@@ -262,6 +267,23 @@ class Lowered:
             work = Work("pack", b.shape, (b,), detail=detail)
             operands.append(self.new(((beyond * k,), value.dtype), work, "p"))
         return self.new(value, Work("product", (m, n), tuple(operands), detail=detail))
+
+    def _bmm(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
+        bias = args[0] if target.overloadpacket is aten.baddbmm else None
+        a, b = args[-2:]
+        terms = a.shape[2]
+        if terms > _TERMS or a.buffer.scalar or b.buffer.scalar or kw:
+            raise Unsupported(f"a batch of products of {terms} terms")
+        operands = [] if bias is None else [bias]
+        for j in range(terms):
+            operands += a.seen(lambda x, j=j: x[:, :, j : j + 1]) + b.seen(lambda x, j=j: x[:, j : j + 1, :])
+
+        def build(t: str, *x: str) -> str:
+            head, pairs = x[: len(x) % 2], x[len(x) % 2 :]
+            products = [f"{left} * {right}" for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
+            return f"({' + '.join((*head, *products))})"
+
+        return self.point(value, operands, build)
 
     def _cat(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
         parts = args[0]
@@ -384,6 +406,7 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.addcmul, aten.addcdiv), Lowered._addc),
     **dict.fromkeys((aten.sum, aten.mean, aten.any, aten.all, aten.amax, aten.amin), Lowered._reduce),
     **dict.fromkeys((aten.mm, aten.addmm), Lowered._mm),
+    **dict.fromkeys((aten.bmm, aten.baddbmm), Lowered._bmm),
     **dict.fromkeys((aten.select_scatter, aten.slice_scatter), Lowered._scatter),
     **dict.fromkeys((aten.index, aten.index_select), Lowered._index),
     aten.where: Lowered._where,

@@ -32,6 +32,7 @@ POINTS: dict[Any, Callable[..., str]] = {
     aten.abs: _call("abs"),
     aten.reciprocal: lambda t, x: f"(({t})1 / {x})",
     aten.square: lambda t, x: f"({x} * {x})",
+    aten.sign: lambda t, x: f"(({t})({x} > 0) - ({t})({x} < 0))",
     aten.maximum: _call("max"),
     aten.minimum: _call("min"),
     aten.clamp_min: _call("clamp_min"),
