@@ -26,7 +26,9 @@ Observer: TypeAlias = Callable[[Carry, Attempt, After], Any]
 
 def grid_of(plan: Plan, carry: Carry) -> np.ndarray | None:
     """The times ``(N + 1,)`` that all rows step through from where they stand, or None where they may differ."""
-    times = plan.equation.outlook.times
+    # The adjoint of a solve steps where the solve did, and looks ahead at nothing.
+    outlook = getattr(plan.equation, "outlook", None)
+    times = None if outlook is None else outlook.times
     if times is None or times.shape[1] != 1 or plan.scale is not None or plan.check or plan.ends is not None:
         return None
     steps = len(times) - 1
