@@ -2,7 +2,6 @@
 
 import importlib
 import warnings
-from functools import lru_cache
 
 import pytest
 
@@ -15,7 +14,7 @@ LIFTED = importlib.import_module("dxdt.solve.lifted")
 @pytest.fixture
 def fresh(monkeypatch):
     """No programs, no fields looked at and no warnings given yet."""
-    monkeypatch.setattr(ENGINE, "_program", lru_cache(maxsize=256)(ENGINE.Program))
+    monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(256))
     monkeypatch.setattr(COMPILED, "_checked", {})
     monkeypatch.setattr(FALLBACK, "_warned", set())
     monkeypatch.setattr(LIFTED, "_met", {})

@@ -1,6 +1,7 @@
 """One program serves all that differs in values only, and programs hold on to nothing of the user's."""
 
 import gc
+import importlib
 import weakref
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 
 import dxdt
 from dxdt import ODE, PID, Heun
+
+ENGINE = importlib.import_module("dxdt.solve.engine")
 
 
 class Net(torch.nn.Module):
@@ -182,6 +185,20 @@ def test_classes_leave_their_programs_only(count, traced, strict):
         del net
     gc.collect()
     assert not any(r() is not None for r in large)
+
+
+def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
+    monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(2))
+    for _ in range(5):
+
+        class Fresh(Net):
+            pass
+
+        solve(Fresh().requires_grad_(False))
+    graphs = [weakref.ref(graph) for graph in traced]
+    traced.clear()
+    gc.collect()
+    assert [graph() is None for graph in graphs] == [True] * 3 + [False] * 2
 
 
 @pytest.mark.slow

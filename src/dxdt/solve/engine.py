@@ -11,9 +11,12 @@ save times, dense output and the backward pass all come from them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,9 +134,14 @@ class Program:
     failed: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.first = _compile(self._first)
-        self.more = _compile(self._more)
-        self.back = _compile(self._back)
+        self.first = _compile(self, Program._first)
+        self.more = _compile(self, Program._more)
+        self.back = _compile(self, Program._back)
+
+    def free(self) -> None:
+        """Let go of all generated code; it is generated again where it is still called."""
+        for function in (self.first, self.more, self.back):
+            torch._dynamo.eval_frame.remove_from_cache(function.__wrapped__.__code__)  # pyright: ignore[reportFunctionMemberAccess]
 
     def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
         shape = self.shape
@@ -257,11 +265,14 @@ def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
     )
 
 
-def _compile(f: Callable[..., Any]) -> Callable[..., Any]:
-    # A cache of its own for each program: the limit of recompilations counts per program.
+def _compile(program: Program, f: Any) -> Callable[..., Any]:
+    # Code of its own for each program: what is generated for it dies with it, and the limit of
+    # recompilations counts per program.
+    made = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
+    made.__kwdefaults__ = f.__kwdefaults__
     options: dict[str, Any] = {"guard_filter_fn": _of_the_user}
     kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
-    return torch.compile(f, fullgraph=True, dynamic=False, **kinds)
+    return torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds)
 
 
 def _of_the_user(guards: Sequence[Any]) -> list[bool]:
@@ -288,9 +299,31 @@ _OURS = (
 )
 
 
-@lru_cache(maxsize=256)
-def _program(shape: Shape) -> Program:
-    return Program(shape)
+class _Programs:
+    """The programs that were used last. One that is given up frees what was generated for it.
+
+    Torch keeps generated code with the code object it was traced from, where nothing else reaches it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.kept, self.lock = most, OrderedDict[Shape, Program](), Lock()
+
+    def __call__(self, shape: Shape) -> Program:
+        with self.lock:
+            program = self.kept.pop(shape, None) or Program(shape)
+            self.kept[shape] = program
+            while len(self.kept) > self.most:
+                self.kept.popitem(last=False)[1].free()
+        return program
+
+    def clear(self) -> None:
+        """Give all programs up."""
+        with self.lock:
+            while self.kept:
+                self.kept.popitem()[1].free()
+
+
+_program = _Programs(256)
 
 
 def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
