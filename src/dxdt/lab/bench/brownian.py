@@ -15,6 +15,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.lab.bench.measure import CLOCKS, time_together
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
+from dxdt.ops.native import backend
 from dxdt.ops.optional import require
 from dxdt.paths import Brownian, Increments
 
@@ -115,7 +116,8 @@ def _looped(bound: Any, total: Tensor, dt: Tensor, count: Tensor) -> Tensor:
 
 def _compiled(driver: Any) -> Callable[[tuple[int, int], int], Walk]:
     def make(shape: tuple[int, int], queries: int) -> Walk:
-        options: dict[str, Any] = {"options": {"cpp_wrapper": True}, "isolate_recompiles": True}
+        # As compiled solves do: native code, and torch's compiler for paths that draw in the loop.
+        options: dict[str, Any] = {"backend": backend, "isolate_recompiles": True}
         loop = torch.compile(_looped, fullgraph=True, dynamic=False, **options)
         dt, count = torch.full((shape[0],), _SPAN / queries, dtype=torch.float64), torch.tensor(queries)
 

@@ -82,7 +82,25 @@ static void fill(uint64_t seed, const int64_t *row, int64_t ro, int64_t ri, cons
     for (int64_t done = 0; done < total; done += LINE) {
         const int n = (int)(total - done < LINE ? total - done : LINE);
         const int64_t start = (o * inner + i) * size + 4 * b, begun = b;
-        for (int k = 0; k < n;) {
+        if (blocks < 16) {
+            // Short runs: one after the other, without the turns that a vector loop needs to begin.
+            const int64_t *r = row + o * ro + i * ri, *m = node + o * no + i * ni;
+            for (int k = 0; k < n; ++k) {
+                l.c0[k] = (uint32_t)(first + b);
+                l.c1[k] = (uint32_t)*r;
+                l.c2[k] = (uint32_t)*m;
+                l.c3[k] = (uint32_t)((uint64_t)*m >> 32);
+                if (++b < blocks) continue;
+                b = 0;
+                r += ri;
+                m += ni;
+                if (++i < inner) continue;
+                i = 0;
+                ++o;
+                r = row + o * ro;
+                m = node + o * no;
+            }
+        } else for (int k = 0; k < n;) {
             const uint32_t r = (uint32_t)row[o * ro + i * ri];
             const uint64_t m = (uint64_t)node[o * no + i * ni];
             const int stop = (int)(blocks - b < n - k ? blocks - b : n - k);
