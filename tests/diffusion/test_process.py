@@ -20,7 +20,10 @@ from dxdt.diffusion import (
     Process,
     RectifiedFlow,
     Reversion,
+    Smooth,
     SubVP,
+    Table,
+    linear_betas,
 )
 from dxdt.diffusion import MeanReverting as Restoring
 from dxdt.diffusion.process import along
@@ -344,3 +347,11 @@ def test_rectified_flow_is_straight():
     x0, eps = torch.randn(2, 5, 3, dtype=torch.float64)
     t = torch.tensor(0.25)
     assert torch.allclose(RectifiedFlow().perturb(x0, t, eps), x0 + 0.25 * (eps - x0))
+
+
+@pytest.mark.parametrize("kind", [VP, SubVP, Restoring, BrownianBridge, OUBridge], ids=lambda k: k.__name__)
+def test_jumps_are_those_of_the_schedule(kind):
+    betas = linear_betas()
+    assert kind(schedule=Table.from_betas(betas)).jumps
+    assert not kind(schedule=Table.from_betas(betas, Smooth())).jumps
+    assert not kind(schedule=Linear()).jumps

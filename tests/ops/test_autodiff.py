@@ -17,9 +17,7 @@ def traces(y: Tensor) -> Tensor:
     def one(row: Tensor) -> Tensor:
         return field(row[None])[0]
 
-    return torch.stack(
-        [torch.autograd.functional.jacobian(one, r).reshape(6, 6).trace() for r in y]  # type: ignore
-    )
+    return torch.stack([torch.autograd.functional.jacobian(one, r).reshape(6, 6).trace() for r in y])
 
 
 Y = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

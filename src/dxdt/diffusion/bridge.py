@@ -14,9 +14,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dxdt.diffusion.process import Process
 from dxdt.diffusion.reversion import Reversion
 from dxdt.diffusion.schedule import Constant, Schedule
+from dxdt.diffusion.scheduled import Scheduled
 
 __all__ = ["BrownianBridge", "OUBridge"]
 
@@ -34,7 +34,7 @@ def _left(total: float, so_far: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class BrownianBridge(Process):
+class BrownianBridge(Scheduled):
     """Brownian motion pinned at both ends: a = 1 - w, b = w, c = S sqrt(w (1 - w)), w = B(t) / B(t1).
 
     Args:
@@ -59,16 +59,6 @@ class BrownianBridge(Process):
     @cached_property
     def _end(self) -> float:
         return _total(self.schedule)
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
 
     @property
     def centred(self) -> bool:
@@ -118,7 +108,7 @@ class BrownianBridge(Process):
 
 @final
 @dataclass(frozen=True)
-class OUBridge(Process):
+class OUBridge(Scheduled):
     """Mean reversion pinned to its mean at t1, Doob's transform of `MeanReverting` (GOUB).
 
         a = sinh(R) / sinh(Theta_1),  b = 1 - a,  c^2 = 2 L^2 sinh(Theta) sinh(R) / sinh(Theta_1)
@@ -147,16 +137,6 @@ class OUBridge(Process):
     @cached_property
     def _end(self) -> float:
         return _total(self.schedule)
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
 
     @property
     def centred(self) -> bool:

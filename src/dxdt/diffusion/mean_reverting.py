@@ -12,6 +12,7 @@ from torch import Tensor
 from dxdt.diffusion.process import Process
 from dxdt.diffusion.reversion import Reversion
 from dxdt.diffusion.schedule import Schedule, log1pexp
+from dxdt.diffusion.scheduled import Scheduled
 
 __all__ = ["OUVE", "Denoising", "MeanReverting"]
 
@@ -23,7 +24,7 @@ def _check_std(name: str, std: float) -> None:
 
 @final
 @dataclass(frozen=True)
-class MeanReverting(Process):
+class MeanReverting(Scheduled):
     """The stationary mean-reverting equation: a = exp(-Theta), b = 1 - a, c = L sqrt(1 - a^2).
 
         dx = theta (mu - x) dt + L sqrt(2 theta) dW
@@ -46,16 +47,6 @@ class MeanReverting(Process):
 
     def __post_init__(self) -> None:
         _check_std("MeanReverting", self.std)
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
 
     @property
     def centred(self) -> bool:
@@ -97,7 +88,7 @@ class MeanReverting(Process):
 
 @final
 @dataclass(frozen=True)
-class Denoising(Process):
+class Denoising(Scheduled):
     """Mean reversion to the data themselves: a = 1, b = 0, c = L sqrt(1 - exp(-2 Theta)).
 
     An image with noise of deviation s < L lies at time(-log s), where removing the noise begins.
@@ -117,16 +108,6 @@ class Denoising(Process):
 
     def __post_init__(self) -> None:
         _check_std("Denoising", self.std)
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
 
     def a(self, t: Tensor) -> Tensor:
         """Return one."""

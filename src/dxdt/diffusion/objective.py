@@ -15,6 +15,7 @@ al., "Maximum likelihood training of score-based diffusion models" (2021), theor
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -131,9 +132,47 @@ class Objective(Protocol):
         ...
 
 
+class Drawn(ABC):
+    """An objective that draws its own times and noise when it is called."""
+
+    @abstractmethod
+    def times(self, process: Process, u: Tensor) -> Tensor:
+        """Return times for `u` uniform in [0, 1)."""
+
+    @abstractmethod
+    def at(
+        self,
+        denoiser: DenoiserLike,
+        x0: Float[Tensor, "batch *shape"],
+        t: Float[Tensor, " batch"],
+        eps: Float[Tensor, "batch *shape"],
+        mu: Tensor | None = None,
+        **given: Any,
+    ) -> Float[Tensor, " batch"]:
+        """Return the loss of every sample at given times and noise.
+
+        Args:
+            given: anything else that the denoiser is told (a label).
+        """
+
+    def __call__(
+        self,
+        denoiser: DenoiserLike,
+        x0: Float[Tensor, "batch *shape"],
+        generator: torch.Generator,
+        mu: Tensor | None = None,
+        **given: Any,
+    ) -> Float[Tensor, " batch"]:
+        """Return the loss of every sample, with times and noise from `generator` (on the CPU)."""
+        u = low_discrepancy(x0.shape[0], generator).to(x0.device)
+        t = self.times(denoiser.process, u)
+        eps = torch.randn(x0.shape, generator=generator).to(x0)
+        return self.at(denoiser, x0, t, eps, mu, **given)
+
+
 @final
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
+class DenoisingScoreMatching(Drawn):
     """The weighted error of the noise, per sample.
 
     Args:
@@ -160,17 +199,6 @@ class DenoisingScoreMatching:
             return weight
         return weight * (self.law.density(process, t) / self.proposal.density(process, t))
 
-    def __call__(
-        self,
-        denoiser: DenoiserLike,
-        x0: Float[Tensor, "batch *shape"],
-        generator: torch.Generator,
-        mu: Tensor | None = None,
-        **given: Any,
-    ) -> Float[Tensor, " batch"]:
-        """Return the loss of every sample, with times and noise from `generator` (on the CPU)."""
-        return self.at(denoiser, x0, *_draw(self, denoiser, x0, generator), mu, **given)
-
     def at(
         self,
         denoiser: DenoiserLike,
@@ -180,11 +208,6 @@ class DenoisingScoreMatching:
         mu: Tensor | None = None,
         **given: Any,
     ) -> Float[Tensor, " batch"]:
-        """Return the loss of every sample at given times and noise.
-
-        Args:
-            given: anything else that the denoiser is told (a label).
-        """
         process = denoiser.process
         noise = denoiser(process.perturb(x0, t, eps, mu), t, mu, **given).noise
         weight = along(self.weights(process, t.double()), x0)
@@ -193,7 +216,7 @@ class DenoisingScoreMatching:
 
 @final
 @dataclass(frozen=True)
-class EDMLoss:
+class EDMLoss(Drawn):
     """The error of the data under log-normal noise levels, per sample.
 
         loss(x_0) = (s^2 + d^2) / (s d)^2 |D(x_0 + s eps; s) - x_0|^2,    log s ~ N(mean, std^2)
@@ -216,17 +239,6 @@ class EDMLoss:
         """Return times of the law for `u` uniform in [0, 1)."""
         return self.law.times(process, u)
 
-    def __call__(
-        self,
-        denoiser: DenoiserLike,
-        x0: Float[Tensor, "batch *shape"],
-        generator: torch.Generator,
-        mu: Tensor | None = None,
-        **given: Any,
-    ) -> Float[Tensor, " batch"]:
-        """Return the loss of every sample, with times and noise from `generator` (on the CPU)."""
-        return self.at(denoiser, x0, *_draw(self, denoiser, x0, generator), mu, **given)
-
     def at(
         self,
         denoiser: DenoiserLike,
@@ -236,22 +248,10 @@ class EDMLoss:
         mu: Tensor | None = None,
         **given: Any,
     ) -> Float[Tensor, " batch"]:
-        """Return the loss of every sample at given times and noise.
-
-        Args:
-            given: anything else that the denoiser is told (a label).
-        """
         process = denoiser.process
         data = denoiser(process.perturb(x0, t, eps, mu), t, mu, **given).data
         precision = (2 * process.lam(t.double())).exp() + 1 / self.data_std**2
         return self.reduction(along(precision, x0) * (data - x0).square())
-
-
-def _draw(
-    objective: Objective, denoiser: DenoiserLike, x0: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    u = low_discrepancy(x0.shape[0], generator).to(x0.device)
-    return objective.times(denoiser.process, u), torch.randn(x0.shape, generator=generator).to(x0)
 
 
 def maximum_likelihood(t0: float = 1e-5) -> DenoisingScoreMatching:

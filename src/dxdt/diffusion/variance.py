@@ -8,16 +8,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dxdt.diffusion.process import Process
 from dxdt.diffusion.schedule import Linear, Schedule, log1pexp
-from dxdt.diffusion.table import Smooth, Table
+from dxdt.diffusion.scheduled import Scheduled
 
 __all__ = ["VP", "SubVP"]
 
 
 @final
 @dataclass(frozen=True)
-class VP(Process):
+class VP(Scheduled):
     """Variance preserving: a = exp(-B/2), b = 0, c^2 = 1 - exp(-B).
 
     Args:
@@ -27,21 +26,6 @@ class VP(Process):
     """
 
     schedule: Schedule = Linear()
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
-
-    @property
-    def jumps(self) -> bool:
-        """Whether the schedule is a table that is not smooth."""
-        return isinstance(self.schedule, Table) and not isinstance(self.schedule.interpolation, Smooth)
 
     def a(self, t: Tensor) -> Tensor:
         """Return exp(-B/2)."""
@@ -69,28 +53,13 @@ class VP(Process):
 
 @final
 @dataclass(frozen=True)
-class SubVP(Process):
+class SubVP(Scheduled):
     """Below the variance-preserving one: a = exp(-B/2), b = 0, c = 1 - exp(-B).
 
     Source: Song et al. (2021), equations 12 and 33.
     """
 
     schedule: Schedule = Linear()
-
-    @property
-    def t0(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t0
-
-    @property
-    def t1(self) -> float:
-        """That of the schedule."""
-        return self.schedule.t1
-
-    @property
-    def jumps(self) -> bool:
-        """Whether the schedule is a table that is not smooth."""
-        return isinstance(self.schedule, Table) and not isinstance(self.schedule.interpolation, Smooth)
 
     def a(self, t: Tensor) -> Tensor:
         """Return exp(-B/2)."""

@@ -115,7 +115,7 @@ class Controller(ABC):
 
     def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
         """Clock after an accepted step that ends at ``t``, and whether it crossed a jump."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} says that it jumps (jumps=True) but not how: define land")
 
 
 @final
