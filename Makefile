@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "$(PYTHON) cannot make virtual environments: install its venv package (python3-venv), or name another with make PYTHON=..." >&2; exit 1; fi
 	@test -x $(BIN)/python || { echo "creating $(VENV) with $$("$(PYTHON)" --version)"; "$(PYTHON)" -m venv $(VENV); }
 	@echo "installing dxdt and its tools into $(VENV) (once; some minutes)"
-	@$(PIP) install --quiet --no-input -c constraints.txt -e '.[lab,dev]'
+	@$(PIP) install --quiet --no-input -c constraints.txt -e '.[lab,interop,dev]'
 	@touch $@
 
 demo: $(READY)
