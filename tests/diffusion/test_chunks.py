@@ -133,3 +133,10 @@ def test_refinement_stays_on_one_path(solver: Exponential, tau: float):
 
     parts = [(q(hi[0]) - q(lo[0])).sqrt() * path.unit(lo, hi, 0) for lo, hi in ((a, b), (b, c), (a, c))]
     assert torch.allclose(parts[0] + parts[1], parts[2], rtol=1e-9, atol=1e-10)
+
+
+def test_a_path_with_a_span_of_its_own_is_seen_in_parts():
+    oracle = gaussian_oracle(VP(), torch.zeros(3).double(), torch.ones(3).double())
+    options = {"steps": 6, "tau": 1.0, "driver": dxdt.Brownian(5, span=(2.0, 3.0)), "dtype": torch.float64}
+    whole = draw(oracle, (4, 3), **options).x
+    assert torch.allclose(draw(oracle, (2, 3), first=2, **options).x, whole[2:], atol=1e-12)

@@ -116,9 +116,30 @@ def mix(values: Float[Tensor, "*shape m"], matrix: Float[Tensor, "n m"]) -> Floa
     return total
 
 
+class _Around:
+    """What a driver made of another has from it."""
+
+    driver: Any
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether steps may be chosen while solving."""
+        return self.driver.adaptive
+
+    @property
+    def levy(self) -> Levy:
+        """What is given beside W."""
+        return self.driver.levy
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """The interval of the path where it has one of its own, else None."""
+        return getattr(self.driver, "span", None)
+
+
 @final
 @dataclass(frozen=True, eq=False)
-class Onward:
+class Onward(_Around):
     """The rows of a driver from row `first` on, for solves of a part of the batch.
 
     Args:
@@ -128,16 +149,6 @@ class Onward:
 
     driver: Any
     first: int
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether steps may be chosen while solving: as the driver."""
-        return self.driver.adaptive
-
-    @property
-    def levy(self) -> Levy:
-        """What the driver gives beside W."""
-        return self.driver.levy
 
     def bind(
         self,
@@ -155,7 +166,7 @@ class Onward:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Correlated:
+class Correlated(_Around):
     """A driver with correlated components, L W with covariance L L^T dt.
 
     Args:
@@ -174,16 +185,6 @@ class Correlated:
             raise ValueError(
                 f"Correlated: the factor has shape {tuple(self.matrix.shape)}; give a matrix of shape (n, m)"
             )
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether steps may be chosen while solving: as the inner driver."""
-        return self.driver.adaptive
-
-    @property
-    def levy(self) -> Levy:
-        """What the inner driver gives beside W."""
-        return self.driver.levy
 
     def bind(
         self,
