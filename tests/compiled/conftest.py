@@ -7,6 +7,7 @@ import pytest
 
 ENGINE = importlib.import_module("dxdt.solve.engine")
 COMPILED = importlib.import_module("dxdt.solve.compiled")
+FUNCTIONS = importlib.import_module("dxdt.solve.functions")
 FALLBACK = importlib.import_module("dxdt.solve.fallback")
 LIFTED = importlib.import_module("dxdt.solve.lifted")
 
@@ -30,7 +31,7 @@ def traced(fresh, monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(ENGINE, "backend", backend)
+    monkeypatch.setattr(FUNCTIONS, "backend", backend)
     return graphs
 
 

@@ -168,8 +168,7 @@ def test_eager_backward_with_parameters_and_arguments(traced, monkeypatch):
     def backend(graph, inputs):
         return next(made)(graph, inputs)
 
-    engine = import_module("dxdt.solve.engine")
-    monkeypatch.setattr(engine, "backend", backend)
+    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
     with pytest.warns(RuntimeWarning, match="the backward pass has no compiled form"):
         given = pull(True)
     for g, w in zip(given, pull(False), strict=True):
@@ -182,8 +181,7 @@ def failing_compiler(graph, inputs):
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_no_compiler(grad, traced, monkeypatch):
-    engine = import_module("dxdt.solve.engine")
-    monkeypatch.setattr(engine, "backend", failing_compiler)
+    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", failing_compiler)
     expect_eager(lambda t, y: -y, grad, "no working C++ compiler: install")
 
 
@@ -196,7 +194,7 @@ def test_a_later_chunk_fails(traced, monkeypatch):
         made.append(graph)
         return graph.forward if len(made) == 1 else failing_compiler(graph, inputs)
 
-    monkeypatch.setattr(engine, "backend", backend)
+    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
     for save in (torch.linspace(0, 1, 40), dxdt.Save(steps=True, every=7), dxdt.Save(dense=True)):
         made.clear()
         monkeypatch.setattr(engine, "_program", engine.Program)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import Lock
-from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +24,12 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.ops.clock import DEVICE
-from dxdt.ops.native import backend
 from dxdt.ops.tree import Layout
 from dxdt.solve.ahead import Ahead
 from dxdt.solve.controller import Constant, Controller, Scale, Span
-from dxdt.solve.fallback import CannotCompile, warn_once, why
+from dxdt.solve.fallback import CannotCompile, warn_once
 from dxdt.solve.form import Form
+from dxdt.solve.functions import Functions
 from dxdt.solve.identity import identified
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
@@ -47,10 +46,8 @@ __all__ = [
     "Shape",
     "chunks",
     "prepare",
+    "program",
 ]
-
-# Where errors of tracing and compiling come from.
-_COMPILER = ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
 _SLOTS, _BYTES = 256, 1 << 25
@@ -121,27 +118,13 @@ class Chunk(NamedTuple):
 
 @dataclass(eq=False)
 class Program:
-    """The traced functions of one shape, and their compiled forms.
-
-    Attributes:
-        failed: those that have no compiled form, and why.
-    """
+    """The traced functions of one shape, and their compiled forms."""
 
     shape: Shape
-    first: Callable[..., Any] = field(init=False)
-    more: Callable[..., Any] = field(init=False)
-    back: Callable[..., Any] = field(init=False)
-    failed: dict[str, str] = field(default_factory=dict, init=False)
+    functions: Functions = field(init=False)
 
     def __post_init__(self) -> None:
-        self.first = _compile(self, Program._first)
-        self.more = _compile(self, Program._more)
-        self.back = _compile(self, Program._back)
-
-    def free(self) -> None:
-        """Let go of all generated code; it is generated again where it is still called."""
-        for function in (self.first, self.more, self.back):
-            torch._dynamo.eval_frame.remove_from_cache(function.__wrapped__.__code__)  # pyright: ignore[reportFunctionMemberAccess]
+        self.functions = Functions.of(self, first=Program._first, more=Program._more, back=Program._back)
 
     def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
         shape = self.shape
@@ -215,15 +198,7 @@ class Program:
         Raises:
             CannotCompile: it could not be traced or compiled, now or before.
         """
-        if name in self.failed:
-            raise CannotCompile(self.failed[name])
-        try:
-            return getattr(self, name)(*given)
-        except Exception as error:
-            if not type(error).__module__.startswith(_COMPILER):
-                raise
-            self.failed[name] = why(error)
-            raise CannotCompile(self.failed[name]) from error
+        return self.functions.call(name, *given)
 
     def pull(self, *given: Any) -> Any:
         """``_back`` compiled, or eager and with one warning where it has no compiled form.
@@ -265,40 +240,6 @@ def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
     )
 
 
-def _compile(program: Program, f: Any) -> Callable[..., Any]:
-    # Code of its own for each program: what is generated for it dies with it, and the limit of
-    # recompilations counts per program.
-    made = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
-    made.__kwdefaults__ = f.__kwdefaults__
-    options: dict[str, Any] = {"guard_filter_fn": _of_the_user}
-    kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
-    return torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds)
-
-
-def _of_the_user(guards: Sequence[Any]) -> list[bool]:
-    """Which of the conditions of a program are looked at before each call.
-
-    Those on the user's field, arguments and tensors and on torch's state; a program is made for one
-    frozen ``Shape``, and the code of this package and of torch does not change while it runs. Hooks
-    that torch keeps for all modules are the user's too.
-    """
-    return ["_global_" in g.name or not _is_ours(g.name) for g in guards]
-
-
-def _is_ours(name: str) -> bool:
-    if "self.shape" in name or name.startswith(_OURS):
-        return True
-    # A global of this module; torch keeps other modules and the user's scopes under names of its own there.
-    root = name.partition("']")[0].removeprefix("G['")
-    return name.startswith("G['") and not root.startswith("__") and root in globals()
-
-
-_OURS = (
-    *("G['__builtins_dict__", "__import__('torch')"),
-    *(f"G['__import_{package}_dot_" for package in ("dxdt_dot_solve", "dxdt_dot_ops", "torch")),
-)
-
-
 class _Programs:
     """The programs that were used last. One that is given up frees what was generated for it.
 
@@ -306,24 +247,29 @@ class _Programs:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.kept, self.lock = most, OrderedDict[Shape, Program](), Lock()
+        self.most, self.kept, self.lock = most, OrderedDict[Any, Any](), Lock()
 
-    def __call__(self, shape: Shape) -> Program:
+    def __call__(self, shape: Any, kind: Callable[[Any], Any] = Program) -> Any:
         with self.lock:
-            program = self.kept.pop(shape, None) or Program(shape)
+            program = self.kept.pop(shape, None) or kind(shape)
             self.kept[shape] = program
             while len(self.kept) > self.most:
-                self.kept.popitem(last=False)[1].free()
+                self.kept.popitem(last=False)[1].functions.free()
         return program
 
     def clear(self) -> None:
         """Give all programs up."""
         with self.lock:
             while self.kept:
-                self.kept.popitem()[1].free()
+                self.kept.popitem()[1].functions.free()
 
 
 _program = _Programs(256)
+
+
+def program(shape: Any, kind: Callable[[Any], Any]) -> Any:
+    """The program of a shape, of any kind that holds ``functions``."""
+    return _program(shape, kind)
 
 
 def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:

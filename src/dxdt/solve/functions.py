@@ -1,0 +1,92 @@
+"""Methods of a program handed to the compiler, each with code of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from dxdt.ops.native import backend
+from dxdt.solve.fallback import CannotCompile, why
+
+__all__ = ["Functions"]
+
+# Where errors of tracing and compiling come from.
+_COMPILER = ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
+
+
+@dataclass(eq=False)
+class Functions:
+    """Methods of a program in compiled form.
+
+    Attributes:
+        made: by name.
+        failed: those that have no compiled form, and why.
+    """
+
+    made: dict[str, Callable[..., Any]]
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+
+    @classmethod
+    def of(cls, program: Any, **methods: Callable[..., Any]) -> Functions:
+        """Compiled when they are first called."""
+        return cls({name: _compile(program, f) for name, f in methods.items()})
+
+    def call(self, name: str, *given: Any) -> Any:
+        """The value of one of them.
+
+        Raises:
+            CannotCompile: it could not be traced or compiled, now or before.
+        """
+        if name in self.failed:
+            raise CannotCompile(self.failed[name])
+        try:
+            return self.made[name](*given)
+        except Exception as error:
+            if not type(error).__module__.startswith(_COMPILER):
+                raise
+            self.failed[name] = why(error)
+            raise CannotCompile(self.failed[name]) from error
+
+    def free(self) -> None:
+        """Let go of all generated code; it is generated again where it is still called."""
+        for function in self.made.values():
+            torch._dynamo.eval_frame.remove_from_cache(function.__wrapped__.__code__)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _compile(program: Any, f: Any) -> Callable[..., Any]:
+    # Code of its own for each program: what is generated for it dies with it, and the limit of
+    # recompilations counts per program.
+    made = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
+    made.__kwdefaults__ = f.__kwdefaults__
+    options: dict[str, Any] = {"guard_filter_fn": partial(_of_the_user, f.__globals__)}
+    kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
+    return torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds)
+
+
+def _of_the_user(ours: dict[str, Any], guards: Sequence[Any]) -> list[bool]:
+    """Which of the conditions of a program are looked at before each call.
+
+    Those on the user's field, arguments and tensors and on torch's state; a program is made for one
+    frozen ``Shape``, and the code of this package and of torch does not change while it runs. Hooks
+    that torch keeps for all modules are the user's too. ``ours`` are the globals of the traced function.
+    """
+    return ["_global_" in g.name or not _is_ours(ours, g.name) for g in guards]
+
+
+def _is_ours(ours: dict[str, Any], name: str) -> bool:
+    if "self.shape" in name or name.startswith(_OURS):
+        return True
+    # A global beside the function; torch keeps other modules and the user's scopes under names of its own there.
+    root = name.partition("']")[0].removeprefix("G['")
+    return name.startswith("G['") and not root.startswith("__") and root in ours
+
+
+_OURS = (
+    *("G['__builtins_dict__", "__import__('torch')"),
+    *(f"G['__import_{package}_dot_" for package in ("dxdt_dot_solve", "dxdt_dot_ops", "torch")),
+)
