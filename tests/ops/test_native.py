@@ -1,5 +1,8 @@
 """Native code computes what torch computes: elements, reductions, products, views, writes and indices."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -8,18 +11,18 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch._inductor.decomposition import select_decomp_table
 
 from dxdt.ops.native import load, translate
+from dxdt.ops.native.build import _room
 
 F32, F64 = torch.float32, torch.float64
 
 
-def native(graph, inputs):
+def native(graph, inputs, build=lambda graph, inputs: load(translate(graph))):
     """The backend without torch's compiler behind it."""
-    build = lambda graph, inputs: load(translate(graph))  # noqa: E731
     options = {"keep_inference_input_mutations": True, "decompositions": select_decomp_table()}
     return aot_autograd(fw_compiler=build, inference_compiler=build, **options)(graph, inputs)
 
 
-def looped(f, *inputs, turns=2):
+def looped(f, *inputs, turns=2, **options):
     """``turns`` times f of a running value and the inputs, in a loop."""
 
     def run(start, *inputs):
@@ -35,8 +38,22 @@ def looped(f, *inputs, turns=2):
         for _ in range(turns):
             wanted = f(wanted, *inputs)
         torch._dynamo.reset()
-        given = torch.compile(run, backend=native, fullgraph=True, dynamic=False)(start, *inputs)
+        backend = partial(native, **options)
+        given = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)(start, *inputs)
     return given, wanted
+
+
+def text_of(f, *inputs):
+    """The C++ of a loop over f."""
+    texts = []
+
+    def build(graph, inputs):
+        source = translate(graph)
+        texts.append(source.text)
+        return load(source)
+
+    looped(f, *inputs, build=build)
+    return texts[0][texts[0].index("int run(") :]
 
 
 def f_start(f, inputs):
@@ -172,3 +189,20 @@ def test_extremes_of_integers():
         return whole.amax(1).to(x) - whole.amin(1).to(x) + 0.5 * value
 
     close(*looped(f, x))
+
+
+def test_a_matrix_is_packed_once():
+    x, w = torch.randn(8, 40), torch.randn(40, 40)
+    text = text_of(lambda value, x, w: torch.tanh(torch.tanh(x @ w.t()) @ w.t()) @ w.t() + value, x, w)
+    assert text.count("product<") == 3 and text.count("pack<") == 1
+    assert text.index("pack<") < text.index("for (;;)")
+
+
+def test_memory_to_work_in_is_kept_by_each_thread():
+    given = looped(lambda value, x, w: torch.tanh(x @ w) + value, torch.ones(8, 40), torch.ones(40, 40))[0]
+    places = [_room.of(64).data_ptr() for _ in range(2)]
+    assert places[0] == places[1]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: _room.of(64).data_ptr()).result() != places[0]
+    assert _room.of(1 << 27).data_ptr() != _room.of(64).data_ptr() == places[0]
+    assert torch.isfinite(given).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
@@ -26,6 +27,8 @@ _FLAGS = (
 )
 # Elements of a vector that shares its memory with others.
 _SHORT = 1024
+# Bytes of memory to work in that a thread keeps for its next call.
+_KEPT = 1 << 26
 
 
 @lru_cache(maxsize=4)
@@ -56,11 +59,32 @@ def load(source: Source) -> Native:
     return Native(source, ctypes.CDLL(str(path)).run)
 
 
+class _Room(threading.local):
+    """Memory that the programs of a thread work in, one after the other.
+
+    Fresh pages cost more than what small products write into them: a third of a solve, once.
+    """
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, size: int) -> Tensor:
+        """So many bytes at least, with anything in them."""
+        if size > _KEPT:
+            return torch.empty(size, dtype=torch.uint8)
+        if size > len(self._kept):
+            self._kept = torch.empty(size, dtype=torch.uint8)
+        return self._kept
+
+
+_room = _Room()
+
+
 class Native:
     """A program that can be called."""
 
     def __init__(self, source: Source, run: Callable[..., int]) -> None:
-        self._run, self._given, self._made = run, source.given, source.made
+        self._run, self._given, self._made, self._size = run, source.given, source.made, source.room
         run.restype = ctypes.c_int  # pyright: ignore[reportFunctionMemberAccess]
         self._pointers = ctypes.c_void_p * len(source.given)
         self._places = ctypes.c_void_p * max(1, len(source.made))
@@ -88,7 +112,8 @@ class Native:
             for i, part in zip(at, torch.empty(sum(sizes), dtype=dtype).split_with_sizes(sizes), strict=True):
                 made[i] = part
         places = [0 if m is None else m.data_ptr() for m in made]
-        if self._run(self._pointers(*pointers), self._places(*places)):
+        room = _room.of(self._size)
+        if self._run(self._pointers(*pointers), self._places(*places), ctypes.c_void_p(room.data_ptr())):
             raise IndexError("an index that the field computes lies outside its table")
         for i in self._flat:
             made[i] = made[i].view(())

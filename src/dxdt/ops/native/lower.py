@@ -46,11 +46,15 @@ class Lowered:
     Args:
         names: gives each variable a name of its own.
         sizes: variables for the sizes that are known at run time only, by their expressions.
+        panels: fixed matrices as products read them, by matrix and width; shared by the graphs of a program.
     """
 
-    def __init__(self, names: Callable[[str], str], sizes: dict[str, View]) -> None:
-        self.names, self.sizes = names, sizes
+    def __init__(
+        self, names: Callable[[str], str], sizes: dict[str, View], panels: dict[tuple[View, int], View]
+    ) -> None:
+        self.names, self.sizes, self.panels = names, sizes, panels
         self.values: dict[fx.Node, Any] = {}
+        self.packed: dict[tuple[View, int], View] = {}
 
     def new(self, value: Any, work: Work, prefix: str = "b") -> View:
         """A buffer for the value of a work, as a view."""
@@ -264,9 +268,16 @@ class Lowered:
         operands = [a, b]
         beyond = -(-n // width) * width if bcs != 1 else (width if n % width else 0)
         if detail["form"] == "panels" and beyond:
-            work = Work("pack", b.shape, (b,), detail=detail)
-            operands.append(self.new(((beyond * k,), value.dtype), work, "p"))
+            operands.append(self._panels(b, beyond * k, detail))
         return self.new(value, Work("product", (m, n), tuple(operands), detail=detail))
+
+    def _panels(self, b: View, size: int, detail: dict[str, Any]) -> View:
+        """The columns of a matrix as products read them: made once for all of its products."""
+        table, key = self.panels if b.buffer.fixed else self.packed, (b, detail["width"])
+        if key not in table:
+            work = Work("pack", b.shape, (b,), detail=detail)
+            table[key] = self.new(((size,), b.buffer.dtype), work, "p")
+        return table[key]
 
     def _bmm(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
         bias = args[0] if target.overloadpacket is aten.baddbmm else None

@@ -35,15 +35,17 @@ class Source:
     """Text of a program, and how it is called.
 
     Attributes:
-        text: C++ with ``extern "C" int run(void** given, void** made)``.
+        text: C++ with ``extern "C" int run(void** given, void** made, char* room)``.
         given: for each input whether it is a tensor (else an integer).
         made: shape and dtype of each tensor that it returns, None for what is None.
+        room: bytes of memory that it works in.
         arithmetic: multiplications of the products in one turn of the loop, for the choice of who runs it.
     """
 
     text: str
     given: tuple[bool, ...]
     made: tuple[tuple[tuple[int, ...], torch.dtype] | None, ...]
+    room: int
     arithmetic: int
 
     @property
@@ -68,7 +70,8 @@ class _Translator:
         self.graph = graph
         self.count = count()
         self.sizes: dict[str, View] = {}
-        self.outer = Lowered(self._name, self.sizes)
+        self.panels: dict[tuple[View, int], View] = {}
+        self.outer = Lowered(self._name, self.sizes, self.panels)
         self.before, self.after = Section("before"), Section("after")
         self.writer = Writer()
         self.given: list[bool] = []
@@ -102,7 +105,8 @@ class _Translator:
                 raise Unsupported(f"a node of kind {node.op}")
         if not found:
             raise Unsupported("no loop")
-        return Source(self._text(), tuple(self.given), tuple(made), self.arithmetic)
+        text, room = self._text()
+        return Source(text, tuple(self.given), tuple(made), room, self.arithmetic)
 
     def _input(self, node: fx.Node) -> View:
         value = node.meta["val"]
@@ -180,7 +184,7 @@ class _Translator:
         self, graph: fx.GraphModule, given: Sequence[View], written: set[Buffer], section: Section
     ) -> tuple[list[View], list[Put]]:
         """The outputs of a graph of the loop, and what it writes."""
-        lowered = Lowered(self._name, self.sizes)
+        lowered = Lowered(self._name, self.sizes, self.panels)
         rest, puts = iter(given), list[Put]()
         for node in graph.graph.nodes:
             if node.op == "placeholder":
@@ -270,21 +274,20 @@ class _Translator:
                 self.writer.copy(View.of(buffer, view.shape), view)
         return made
 
-    def _text(self) -> str:
+    def _text(self) -> tuple[str, int]:
+        """The text, and the bytes of its room."""
         size, where = self.writer.room()
         places = [f"static constexpr long AT_{name} = {at};" for name, at in where.items()]
         lines = [
             PRELUDE,
             *places,
-            'extern "C" int run(void** given, void** made) {',
+            'extern "C" int run(void** given, void** made, char* const room) {',
             "  int bad = 0;",
-            f"  char* const room = (char*)aligned_alloc(64, {max(64, size)});" if size else "",
             *self.writer.lines,
-            "  free(room);" if size else "",
             "  return bad;",
             "}",
         ]
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n", size
 
 
 def _while(holds: Any) -> Iterator[int]:
