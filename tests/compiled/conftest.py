@@ -16,6 +16,7 @@ LIFTED = importlib.import_module("dxdt.solve.lifted")
 def fresh(monkeypatch):
     """No programs, no fields looked at and no warnings given yet."""
     monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(256))
+    monkeypatch.setattr(ENGINE, "_sizes", ENGINE.Sizes())
     monkeypatch.setattr(COMPILED, "_checked", {})
     monkeypatch.setattr(FALLBACK, "_warned", set())
     monkeypatch.setattr(LIFTED, "_met", {})

@@ -197,7 +197,7 @@ def test_a_later_chunk_fails(traced, monkeypatch):
     monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
     for save in (torch.linspace(0, 1, 40), dxdt.Save(steps=True, every=7), dxdt.Save(dense=True)):
         made.clear()
-        monkeypatch.setattr(engine, "_program", engine.Program)
+        monkeypatch.setattr(engine, "_program", engine._Programs(256))
         a, _, _ = answer(lambda t, y: -y, True, False, dt=0.002, save=save)
         b, _, _ = answer(lambda t, y: -y, False, False, dt=0.002, save=save)
         assert len(made) == 2 and a.stats == b.stats

@@ -98,6 +98,24 @@ class Layout:
         """Shape of leaf ``i`` as the user gave it."""
         return (self.rows, *self.shapes[i]) if self.per_sample else self.shapes[i]
 
+    @property
+    def batch(self) -> int | None:
+        """Length of the first axis that all leaves share, or None where there is none."""
+        if self.per_sample:
+            return self.rows
+        first = {s[0] if s else None for s in self.shapes}
+        return first.pop() if len(first) == 1 else None
+
+    def resized(self, batch: int) -> Layout:
+        """The same layout with another batch."""
+        if self.per_sample:
+            return Layout(
+                self.spec, self.shapes, self.dtypes, batch, self.size, True, self.dtype, self.time_dtype, self.device
+            )
+        shapes = tuple([(batch, *s[1:]) for s in self.shapes])
+        size = self.size // self.shapes[0][0] * batch
+        return Layout(self.spec, shapes, self.dtypes, 1, size, False, self.dtype, self.time_dtype, self.device)
+
     def pack(self, tree: Tree) -> Tensor:
         """Rows ``(R, n)`` of a tree with this layout."""
         if self.single:

@@ -22,13 +22,13 @@ from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import Asked, Forward, check_field, compilable, run_compiled, undone
 from dxdt.solve.compiled_event import Met, tied
 from dxdt.solve.engine import Program, Records, prepare
-from dxdt.solve.fallback import CannotCompile, warn_once
+from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.lifted import keep_numbers, lift
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
-from dxdt.solve.reverse_chunk import Holder, Taken
+from dxdt.solve.reverse_chunk import Holder, Pulled, Taken
 from dxdt.solve.time_cotangents import TimeCotangents
 
 __all__ = ["compiled"]
@@ -50,6 +50,14 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
 
 
 def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    try:
+        return _once(plan, inputs, gradient, dt, recorder)
+    except NotForAllSizes:
+        # From now on each size has a program of its own.
+        return _once(plan, inputs, gradient, dt, recorder)
+
+
+def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
     if gradient is not None and gradient.shows:
         raise CannotCompile("callbacks that see every step have no compiled form")
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
@@ -176,9 +184,10 @@ class _Task:
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
             last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
-            gy, *rest = program.pull(
+            pulled = Pulled(
                 self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise
             )
+            gy, *rest = program.pull(self.plan.equation.layout, pulled)
             totals = tuple(rest)
             if times is not None and clocks is not None:
                 times.enter(entry.kept(), clocks)

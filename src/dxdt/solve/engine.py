@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
 from typing import Any, NamedTuple
@@ -24,16 +24,18 @@ from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.ops.clock import DEVICE
-from dxdt.ops.tree import Layout
+from dxdt.ops.tree import Layout, tree_map
 from dxdt.solve.ahead import Ahead
+from dxdt.solve.batch import Batch
 from dxdt.solve.controller import Constant, Controller, Scale, Span
-from dxdt.solve.fallback import CannotCompile, warn_once
+from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once, why
 from dxdt.solve.form import Form
 from dxdt.solve.functions import Functions
 from dxdt.solve.identity import identified
 from dxdt.solve.loop import advance
 from dxdt.solve.plan import Carry, Plan
-from dxdt.solve.reverse_chunk import reverse
+from dxdt.solve.reverse_chunk import Pulled, reverse
+from dxdt.solve.sizes import Sizes
 from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Solver
 from dxdt.solve.start import begin
@@ -67,6 +69,8 @@ class Shape:
         dense: whether their interpolation coefficients are.
         given: whether the first step is given.
         slots: attempts before the loop comes back, 0 for no limit.
+        batch: how the batch is an input, in which case ``layout`` is that of a batch of two; None where
+            it is that of the layout.
     """
 
     solver: Solver
@@ -79,6 +83,34 @@ class Shape:
     dense: bool
     given: bool
     slots: int
+    batch: Batch | None = None
+
+    def opened(self, layout: Layout, args: Any, given: Any, x: Inputs, records: Records | None) -> tuple[Any, ...]:
+        """Inputs of a program, whose batch is open where it is an input."""
+        batch = self.batch
+        if batch is None:
+            return args, *given, x, records
+
+        def rows(v: Any, axis: int = 0) -> Any:
+            return batch.rows(v, layout, axis) if v is not None and v.dim() > axis else v
+
+        table = tree_map(lambda v: rows(v, 1), x.table)
+        atol, rtol = (None if v is None else batch.row(v, layout) for v in (x.atol, x.rtol))
+        x = Inputs(rows(x.t0), rows(x.t1), table, atol, rtol, x.limit, x.room, x.noise)
+        if records is not None:
+            t, dt, end, y = (rows(v, 1) for v in records[:4])
+            records = Records(t, dt, end, y, rows(records.coefficients, 2))
+        return batch.args(args), *tree_map(rows, given), x, records
+
+    def layout_of(self, y: Tensor) -> Layout:
+        """The layout of a solve by its state as an input."""
+        if self.batch is None:
+            return self.layout
+        return self.layout.resized(y.shape[0] if self.batch.per_sample else y.shape[-2])
+
+    def closed(self, x: Tensor, axis: int = 0) -> Tensor:
+        """Rows of an input."""
+        return x if self.batch is None else self.batch.closed(x, axis)
 
 
 class Inputs(NamedTuple):
@@ -126,12 +158,13 @@ class Program:
     def __post_init__(self) -> None:
         self.functions = Functions.of(self, first=Program._first, more=Program._more, back=Program._back)
 
-    def _plan(self, f: Any, args: tuple[Any, ...], x: Inputs) -> Plan:
+    def _plan(self, f: Any, args: tuple[Any, ...], layout: Layout, x: Inputs) -> Plan:
         shape = self.shape
-        rows = shape.form.rows(f, shape.layout, args, x.noise)
+        rows = shape.form.rows(f, layout, args, x.noise)
         scale = None
         if x.atol is not None and x.rtol is not None:
-            scale = Scale(x.atol, x.rtol, shape.controller.measure(shape.layout))
+            atol, rtol = shape.closed(x.atol, -1), shape.closed(x.rtol, -1)
+            scale = Scale(atol, rtol, shape.controller.measure(layout))
         span = Span(DEVICE, x.t0, x.t1, x.table)
         return Plan(
             rows,
@@ -153,8 +186,8 @@ class Program:
         x: Inputs,
         records: Records | None,
     ) -> Any:
-        plan = self._plan(f, args, x)
-        carry = begin(plan, y, dt)
+        plan = self._plan(f, args, self.shape.layout_of(y), x)
+        carry = begin(plan, self.shape.closed(y), dt)
         return self._loop(plan, carry, records, x.room)
 
     def _more(
@@ -165,9 +198,10 @@ class Program:
         x: Inputs,
         records: Records | None,
     ) -> Any:
-        size = self.shape.controller.state_size
+        size, layout = self.shape.controller.state_size, self.shape.layout_of(packed[2])
+        packed = tuple([self.shape.closed(v) for v in packed])
         carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
-        return self._loop(self._plan(f, args, x), carry, records, x.room)
+        return self._loop(self._plan(f, args, layout, x), carry, records, x.room)
 
     def _loop(self, plan: Plan, carry: Carry, records: Records | None, room: Tensor | None) -> Any:
         sizes = len(carry.solver), len(carry.control)
@@ -184,9 +218,10 @@ class Program:
                 records.t.index_put_(slot, at.t)
                 records.dt.index_put_(slot, torch.where(ok, at.dt, 0.0))
                 records.end.index_put_(slot, attempt.end)
-                records.y.index_put_(slot, at.y)
+                records.y.index_put_(slot, at.y.reshape(records.y.shape[1:]))
                 if records.coefficients is not None:
-                    records.coefficients.index_put_(slot, solver.dense(attempt.step, at.dt, at.y))
+                    dense = solver.dense(attempt.step, at.dt, at.y)
+                    records.coefficients.index_put_(slot, dense.reshape(records.coefficients.shape[1:]))
             return (it + 1, *_pack(after))
 
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
@@ -197,23 +232,35 @@ class Program:
 
         Raises:
             CannotCompile: it could not be traced or compiled, now or before.
+            NotForAllSizes: likewise, but with its batch as an input.
         """
-        return self.functions.call(name, *given)
+        try:
+            return self.functions.call(name, *given)
+        except Exception as error:
+            if self.shape.batch is None:
+                raise
+            # Also the error of a field, which comes again where the batch is no input.
+            reason = str(error) if isinstance(error, CannotCompile) else why(error)
+            _sizes.close(self.shape, reason)
+            raise NotForAllSizes(reason) from error
 
-    def pull(self, *given: Any) -> Any:
+    def pull(self, layout: Layout, given: Pulled) -> Any:
         """``_back`` compiled, or eager and with one warning where it has no compiled form.
 
         The forward pass is over by then, so there is no other way to answer.
         """
         try:
-            return self.call("back", *given)
+            return self.call("back", *given.opened(self.shape.batch, layout))
+        except NotForAllSizes:
+            return _program(replace(self.shape, layout=layout, batch=None)).pull(layout, given)
         except CannotCompile as error:
             warn_once(f"the backward pass has no compiled form: {error}")
             return self._back(*given)
 
     def _back(self, *given: Any) -> Any:
-        shape = self.shape
-        return reverse(shape.solver, shape.form, shape.layout, shape.dense, *given)
+        shape, pulled = self.shape, Pulled(*given)
+        layout = shape.layout_of(pulled.gy)
+        return reverse(shape.solver, shape.form, layout, shape.dense, *pulled)
 
 
 def _pack(c: Carry) -> tuple[Tensor, ...]:
@@ -265,6 +312,7 @@ class _Programs:
 
 
 _program = _Programs(256)
+_sizes = Sizes()
 
 
 def program(shape: Any, kind: Callable[[Any], Any]) -> Any:
@@ -301,6 +349,8 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
         dt is not None,
         slots,
     )
+    if shape not in _program.kept:
+        shape = _sizes.chosen(shape, plan.equation)
     return _program(shape), dt, table
 
 
@@ -317,7 +367,8 @@ def chunks(
         CannotCompile: the solve or the field has no compiled form.
     """
     program, dt, table = prepare(plan, y, dt, starts, bounded)
-    slots, size = program.shape.slots, program.shape.controller.state_size
+    shape, layout = program.shape, plan.equation.layout
+    slots, size = shape.slots, shape.controller.state_size
     ahead = Ahead.of(plan, dt, slots)
     x = _inputs(plan, table, y)
     step = None if dt is None else _tensor(dt, y)
@@ -326,7 +377,8 @@ def chunks(
     while True:
         noise, room = ahead.run(y.device)
         records = _records(slots, _degree(plan), y) if recorded else None
-        out = program.call(name, f, args, *given, x._replace(noise=noise, room=room), records)
+        inputs = shape.opened(layout, args, given, x._replace(noise=noise, room=room), records)
+        out = program.call(name, f, *inputs)
         used, packed = int(out[0]), out[1:]
         carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
         yield Chunk(carry, used, records, noise)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import warnings
 
-__all__ = ["CannotCompile", "warn_once", "why"]
+__all__ = ["CannotCompile", "NotForAllSizes", "warn_once", "why"]
 
 
 class CannotCompile(Exception):
     """A solve has no compiled form; the message says why."""
+
+
+class NotForAllSizes(CannotCompile):
+    """A solve has no compiled form that serves all batch sizes; one for each size may exist."""
 
 
 _warned: set[str] = set()

@@ -16,7 +16,7 @@ from dxdt.solve.fallback import CannotCompile, why
 __all__ = ["Functions"]
 
 # Where errors of tracing and compiling come from.
-_COMPILER = ("torch._dynamo", "torch._inductor", "torch._higher_order_ops")
+_COMPILER = ("torch._dynamo", "torch._inductor", "torch._higher_order_ops", "torch.fx.experimental")
 
 
 @dataclass(eq=False)

@@ -15,10 +15,11 @@ from torch._higher_order_ops.while_loop import while_loop
 from torch.func import functional_call
 
 from dxdt.ops.tree import Layout, flatten
+from dxdt.solve.batch import Batch
 from dxdt.solve.form import Form
 from dxdt.solve.solver import Solver
 
-__all__ = ["Holder", "Taken", "any_length", "reverse"]
+__all__ = ["Holder", "Pulled", "Taken", "any_length", "reverse"]
 
 
 class Holder(nn.Module):
@@ -61,6 +62,40 @@ class Taken(NamedTuple):
         return Taken(*parts)  # pyright: ignore[reportArgumentType]
 
 
+class Pulled(NamedTuple):
+    """What the backward pass of a chunk is formed from (see ``reverse``)."""
+
+    holder: Holder
+    args: tuple[Any, ...]
+    names: tuple[str, ...]
+    shared: tuple[Tensor, ...]
+    taken: Taken
+    last: Tensor
+    gy: Tensor
+    totals: Any
+    clocks: tuple[Tensor, Tensor] | None
+    noise: Any
+
+    def opened(self, batch: Batch | None, layout: Layout) -> Pulled:
+        """The same as inputs of a program whose batch is open where it is one."""
+        if batch is None:
+            return self
+
+        def rows(x: Tensor | None, axis: int = 1) -> Any:
+            return None if x is None else batch.rows(x, layout, axis)
+
+        taken = self.taken
+        t, dt, y, end, start = (rows(x) for x in taken[:5])
+        return self._replace(
+            args=batch.args(self.args),
+            shared=batch.shared(self.shared, self.args),
+            taken=Taken(t, dt, y, end, start, rows(taken.coefficients, 2), rows(taken.number)),
+            gy=rows(self.gy, 0),
+            totals=batch.shared(self.totals, self.args),
+            clocks=None if self.clocks is None else (rows(self.clocks[0]), rows(self.clocks[1])),
+        )
+
+
 def reverse(
     solver: Solver,
     form: Form,
@@ -82,6 +117,7 @@ def reverse(
     ``last`` is the place of the last step in ``taken``. Those of the starts and lengths of its
     steps are written into ``clocks``, two buffers ``(K, R)``, where they are wanted.
     """
+    gy = gy.reshape(layout.rows, layout.size)
     leaves, spec = flatten(args)
     places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
 
@@ -101,14 +137,16 @@ def reverse(
 
     def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
         slot = i.reshape(1)
-        t, dt, y, end, begin_ = (x.index_select(0, slot)[0] for x in taken[:5])
+        t, dt = (x.index_select(0, slot)[0] for x in taken[:2])
+        y, end, begin_ = (x.index_select(0, slot)[0].reshape(gy.shape) for x in taken[2:5])
         index = 0 if taken.number is None else taken.number.index_select(0, slot)[0]
         path = None if noise is None else _Made(noise.increment(t, dt, index))
         ok = (dt != 0).unsqueeze(-1)
         cots = [torch.where(ok, gy + end, 0.0)]
         if dense:
             assert taken.coefficients is not None
-            cots.append(taken.coefficients.index_select(0, slot)[0])
+            held = taken.coefficients.index_select(0, slot)[0]
+            cots.append(held.reshape(held.shape[0], *gy.shape))
         if clocks is None:
             back, *rest = pull(lambda *at: step(path, index, t, dt, *at), (y, *shared), tuple(cots))
         else:
