@@ -187,6 +187,28 @@ def test_classes_leave_their_programs_only(count, traced, strict):
     assert not any(r() is not None for r in large)
 
 
+def test_programs_at_hand_are_called_without_torchs_wrapper(traced, strict, monkeypatch):
+    """Until a condition fails, or torch has thrown them away; equal tolerances are two inputs."""
+    fine, equal = (dict(dt=None, controller=PID(rtol=r, atol=1e-5)) for r in (1e-4, 1e-5))
+    solve(decay("1.0"), **equal)
+    (program,) = ENGINE._program.kept.values()
+    first = program.functions.made["first"]
+    wrapper, called = first._compiled, []
+    monkeypatch.setattr(first, "_compiled", lambda *given: called.append(given) or wrapper(*given))
+    solve(decay("1.0"), **fine)
+    assert not called
+    for _ in range(2):
+        given, eager = (solve(decay("2.0"), **fine, compile=c) for c in (True, False))
+        assert len(called) == 1 and torch.allclose(given.ys, eager.ys, atol=1e-6)
+    torch._dynamo.reset()
+    solve(decay("2.0"), **equal)
+    assert len(called) == 2 and len(traced) == 3
+
+
+def decay(rate):
+    return lambda t, y: -float(rate) * y
+
+
 def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
     monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(2))
     for _ in range(5):

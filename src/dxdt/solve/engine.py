@@ -393,17 +393,30 @@ def _tensor(values: Any, like: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number as an input; no program writes into its inputs but the records."""
-    return torch.tensor(value, dtype=dtype, device=device)
+def _limit(value: int, device: torch.device) -> Tensor:
+    """A number of attempts as an input; no program writes into its inputs but the records."""
+    return torch.tensor(value, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=256)
+def _tolerance(which: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tolerance for all of a row, as an input.
+
+    Equal ones are tensors of their own, or a program would hold them for one. They have an axis,
+    because conditions on numbers are looked at in Python.
+    """
+    return torch.full((1,), value, dtype=dtype, device=device)
 
 
 def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
     atol = rtol = None
     if plan.scale is not None:
-        atol, rtol = (v.to(y) if isinstance(v, Tensor) else _number(v, y.dtype, y.device) for v in plan.scale[:2])
+        atol, rtol = (
+            v.to(y) if isinstance(v, Tensor) else _tolerance(name, v, y.dtype, y.device)
+            for name, v in zip(("atol", "rtol"), plan.scale, strict=False)
+        )
     span = plan.span
-    limit = _number(plan.max_steps, torch.int64, y.device)
+    limit = _limit(plan.max_steps, y.device)
     if table is not None:
         table = _tables(table, y)
     return Inputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from dxdt.ops.native import backend
+from dxdt.solve.entries import Entries
 from dxdt.solve.fallback import CannotCompile, why
 
 __all__ = ["Functions"]
@@ -28,7 +30,7 @@ class Functions:
         failed: those that have no compiled form, and why.
     """
 
-    made: dict[str, Callable[..., Any]]
+    made: dict[str, Entries]
     failed: dict[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
@@ -55,17 +57,17 @@ class Functions:
     def free(self) -> None:
         """Let go of all generated code; it is generated again where it is still called."""
         for function in self.made.values():
-            torch._dynamo.eval_frame.remove_from_cache(function.__wrapped__.__code__)  # pyright: ignore[reportFunctionMemberAccess]
+            function.free()
 
 
-def _compile(program: Any, f: Any) -> Callable[..., Any]:
+def _compile(program: Any, f: Any) -> Entries:
     # Code of its own for each program: what is generated for it dies with it, and the limit of
     # recompilations counts per program.
     made = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
     made.__kwdefaults__ = f.__kwdefaults__
     options: dict[str, Any] = {"guard_filter_fn": partial(_of_the_user, f.__globals__)}
     kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
-    return torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds)
+    return Entries(torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds))
 
 
 def _of_the_user(ours: dict[str, Any], guards: Sequence[Any]) -> list[bool]:
@@ -79,14 +81,16 @@ def _of_the_user(ours: dict[str, Any], guards: Sequence[Any]) -> list[bool]:
 
 
 def _is_ours(ours: dict[str, Any], name: str) -> bool:
-    if "self.shape" in name or name.startswith(_OURS):
+    if _OURS.search(name):
         return True
     # A global beside the function; torch keeps other modules and the user's scopes under names of its own there.
-    root = name.partition("']")[0].removeprefix("G['")
-    return name.startswith("G['") and not root.startswith("__") and root in ours
+    found = _GLOBAL.search(name)
+    return found is not None and not found[1].startswith("__") and found[1] in ours
 
 
-_OURS = (
-    *("G['__builtins_dict__", "__import__('torch')"),
-    *(f"G['__import_{package}_dot_" for package in ("dxdt_dot_solve", "dxdt_dot_ops", "torch")),
+# The program itself, modules of torch and of this package, and what all named tuples are made with.
+_OURS = re.compile(
+    r"(?<![\w.'\]])self\b|__import__\('torch'\)|\['_tuple_new'\]|^G\['__builtins_dict__"
+    r"|G\['__import_(dxdt_dot_solve|dxdt_dot_ops|torch)_dot_"
 )
+_GLOBAL = re.compile(r"^(?:dict\(|type\()*G\['([^']+)'\]")

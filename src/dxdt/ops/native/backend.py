@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dxdt.ops.native.build import load
+from dxdt.ops.native.build import Native, load
 from dxdt.ops.native.program import translate
 from dxdt.ops.native.values import Unsupported
 from dxdt.ops.small_products import backend as inductor
@@ -21,12 +21,31 @@ _ALONE = 1 << 22
 
 def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Compile a traced solve."""
-    common = import_module("torch._dynamo.backends.common")
-    options: dict[str, Any] = {"keep_inference_input_mutations": True, "decompositions": _decompositions()}
+    # Imported with the first program, because that takes longer than all else of the package.
+    simplified = import_module("torch._functorch.aot_autograd").aot_module_simplified
+    made = list[Native]()
+
+    def native(graph: torch.fx.GraphModule, inputs: list[Any]) -> Native:
+        source = translate(graph)
+        if source.arithmetic > _ALONE and torch.get_num_threads() > 1:
+            raise Unsupported("products that are worth several threads")
+        made.append(load(source))
+        return made[-1]
+
     try:
-        return common.aot_autograd(fw_compiler=_refuse, inference_compiler=_native, **options)(graph, inputs)
+        compiled = simplified(
+            graph,
+            inputs,
+            fw_compiler=_refuse,
+            bw_compiler=_refuse,
+            inference_compiler=native,
+            decompositions=_decompositions(),
+            keep_inference_input_mutations=True,
+        )
     except Unsupported:
         return inductor(graph, inputs)
+    (program,) = made
+    return program if program.serves(graph) else compiled
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
@@ -35,10 +54,3 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 def _refuse(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     raise Unsupported("a program with gradients")
-
-
-def _native(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-    source = translate(graph)
-    if source.arithmetic > _ALONE and torch.get_num_threads() > 1:
-        raise Unsupported("products that are worth several threads")
-    return load(source)

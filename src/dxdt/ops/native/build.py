@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from hashlib import sha256
-from importlib import import_module
+from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from dxdt.ops.native.library import Refused, build, folder, machine
+from dxdt.ops.native.library import Refused
+from dxdt.ops.native.library import library as built
 from dxdt.ops.native.program import Source
 from dxdt.ops.native.values import Unsupported
 
@@ -25,17 +24,15 @@ _FLAGS = (
     *("-std=c++17", "-shared", "-fPIC", "-w", "-O3", "-march=native", "-fopenmp-simd"),
     *("-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
-# Elements of a vector that shares its memory with others.
+# Elements of a tensor that shares its memory with others.
 _SHORT = 1024
 # Bytes of memory to work in that a thread keeps for its next call.
 _KEPT = 1 << 26
 
 
-@lru_cache(maxsize=4)
-def _compiler(named: str | None) -> tuple[str, tuple[str, ...]]:
-    compiler = import_module("torch._inductor.cpp_builder").get_cpp_compiler()
-    wide = ("-mprefer-vector-width=512",) if "AVX512" in torch.backends.cpu.get_cpu_capability() else ()
-    return compiler, wide
+@lru_cache(maxsize=1)
+def _wide() -> tuple[str, ...]:
+    return ("-mprefer-vector-width=512",) if "AVX512" in torch.backends.cpu.get_cpu_capability() else ()
 
 
 def load(source: Source) -> Native:
@@ -45,18 +42,10 @@ def load(source: Source) -> Native:
         Unsupported: there is no compiler that builds it.
     """
     try:
-        compiler, wide = _compiler(os.environ.get("CXX"))
-    except Exception as error:
-        raise Unsupported(f"no C++ compiler ({type(error).__name__})") from error
-    flags = [*_FLAGS, *wide]
-    key = sha256(repr((source.key, compiler, flags, machine())).encode()).hexdigest()[:40]
-    path = folder() / f"{key}.so"
-    if not path.exists():
-        try:
-            build(compiler, flags, source.text, path)
-        except Refused as error:
-            raise Unsupported(str(error)) from error
-    return Native(source, ctypes.CDLL(str(path)).run)
+        library = built(source.text, (*_FLAGS, *_wide()))
+    except Refused as error:
+        raise Unsupported(str(error)) from error
+    return Native(source, library.run)
 
 
 class _Room(threading.local):
@@ -84,18 +73,28 @@ class Native:
     """A program that can be called."""
 
     def __init__(self, source: Source, run: Callable[..., int]) -> None:
-        self._run, self._given, self._made, self._size = run, source.given, source.made, source.room
+        self._run, self._size = run, source.room
         run.restype = ctypes.c_int  # pyright: ignore[reportFunctionMemberAccess]
+        self._numbers = [i for i, tensor in enumerate(source.given) if not tensor]
         self._pointers = ctypes.c_void_p * len(source.given)
         self._places = ctypes.c_void_p * max(1, len(source.made))
-        # Short vectors are cut from one piece a dtype: most of the cost of a short solve would be their making.
-        short: dict[torch.dtype, list[int]] = {}
+        self._blank: list[Any] = [None] * len(source.made)
+        # Short tensors are cut from one piece a dtype: most of the cost of a short solve would be their making.
+        groups: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {}
+        self._long: list[tuple[int, tuple[int, ...], torch.dtype]] = []
         for i, made in enumerate(source.made):
-            if made is not None and len(made[0]) <= 1 and prod(made[0]) <= _SHORT:
-                short.setdefault(made[1], []).append(i)
-        self._short = [(dtype, at, [prod(source.made[i][0]) for i in at]) for dtype, at in short.items()]  # pyright: ignore[reportOptionalSubscript]
-        self._long = [(i, *m) for i, m in enumerate(source.made) if m is not None and i not in short.get(m[1], ())]
-        self._flat = [i for _, at, _ in self._short for i in at if not source.made[i][0]]  # pyright: ignore[reportOptionalSubscript]
+            if made is not None and prod(made[0]) <= _SHORT:
+                groups.setdefault(made[1], []).append((i, made[0]))
+            elif made is not None:
+                self._long.append((i, *made))
+        self._short = [_Group.of(dtype, members) for dtype, members in groups.items()]
+
+    def serves(self, graph: fx.GraphModule) -> bool:
+        """Whether it takes and returns what a graph does, as it is: nothing is told apart, joined or copied back
+        around it."""
+        inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
+        outputs = graph.graph.output_node().args[0]
+        return len(self._pointers()) == inputs and isinstance(outputs, tuple) and len(self._blank) == len(outputs)
 
     def __call__(self, *given: Any) -> tuple[Tensor | None, ...]:
         """The new tensors.
@@ -103,18 +102,52 @@ class Native:
         Raises:
             IndexError: an index lies outside its table.
         """
-        held = [x if tensor else ctypes.c_int64(x) for x, tensor in zip(given, self._given, strict=True)]
-        pointers = [x.data_ptr() if isinstance(x, Tensor) else ctypes.addressof(x) for x in held]
-        made: list[Any] = [None] * len(self._made)
+        numbers = [(i, ctypes.c_int64(given[i])) for i in self._numbers]
+        pointers = [x.data_ptr() if isinstance(x, Tensor) else 0 for x in given]
+        for i, number in numbers:
+            pointers[i] = ctypes.addressof(number)
+        made, places = self._blank.copy(), self._blank.copy()
         for i, shape, dtype in self._long:
-            made[i] = torch.empty(shape, dtype=dtype)
-        for dtype, at, sizes in self._short:
-            for i, part in zip(at, torch.empty(sum(sizes), dtype=dtype).split_with_sizes(sizes), strict=True):
-                made[i] = part
-        places = [0 if m is None else m.data_ptr() for m in made]
+            made[i] = x = torch.empty(shape, dtype=dtype)
+            places[i] = x.data_ptr()
+        for dtype, size, at, sizes, offsets, shapes in self._short:
+            piece = torch.empty(size, dtype=dtype)
+            start = piece.data_ptr()
+            for i, part, offset in zip(at, piece.split_with_sizes(sizes), offsets, strict=True):
+                made[i], places[i] = part, start + offset
+            for i, shape in shapes:
+                made[i] = made[i].view(shape)
         room = _room.of(self._size)
         if self._run(self._pointers(*pointers), self._places(*places), ctypes.c_void_p(room.data_ptr())):
             raise IndexError("an index that the field computes lies outside its table")
-        for i in self._flat:
-            made[i] = made[i].view(())
         return tuple(made)
+
+
+class _Group(NamedTuple):
+    """Short tensors of one dtype in one piece.
+
+    Attributes:
+        size: numbers in the piece.
+        at, sizes, offsets: for each which output it is, how many numbers it has, and where it begins, in bytes.
+        shapes: of those that are not vectors.
+    """
+
+    dtype: torch.dtype
+    size: int
+    at: tuple[int, ...]
+    sizes: list[int]
+    offsets: tuple[int, ...]
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, members: list[tuple[int, tuple[int, ...]]]) -> _Group:
+        sizes = [prod(shape) for _, shape in members]
+        starts = (0, *accumulate(sizes))
+        return cls(
+            dtype,
+            starts[-1],
+            tuple(i for i, _ in members),
+            sizes,
+            tuple(dtype.itemsize * start for start in starts[:-1]),
+            tuple((i, shape) for i, shape in members if len(shape) != 1),
+        )
