@@ -244,6 +244,56 @@ def test_memory_is_freed_and_backward_can_be_repeated():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
+def test_a_grid_of_steps_between_saved_times(per_sample):
+    """The part of the grid that lies in each interval, which a saved time may cut."""
+    net = Net().double()
+    y0 = torch.linspace(-1, 1, 6, dtype=D).reshape(2, 3).requires_grad_()
+    grid = dxdt.Grid(torch.linspace(1, 0, 41, dtype=D))
+
+    def gradient(rule):
+        save = torch.tensor([0.21, 0.5, 1.0], dtype=D)
+        options = dict(per_sample=per_sample, controller=dxdt.PID(rtol=1e-9, atol=1e-10))
+        ys = dxdt.solve(dxdt.ODE(net), y0, (0.0, 1.0), save=save, gradient=rule, **options).ys
+        return torch.autograd.grad(ys.sin().sum(), [y0, *net.parameters()])
+
+    for a, b in zip(gradient(Backsolve(dxdt.RK4(), grid)), gradient(Direct()), strict=True):
+        assert (a - b).abs().max() < 1e-6
+
+
+def test_a_backward_solve_that_fails_is_an_error():
+    y0 = torch.ones(3, dtype=D, requires_grad=True)
+    sol = dxdt.solve(dxdt.ODE(Net().double()), y0, (0.0, 3.0), gradient=Backsolve(max_steps=2))
+    with pytest.raises(RuntimeError, match="backward solve of Backsolve failed: took max_steps.*Checkpointed"):
+        sol.y1.sum().backward()
+
+
+def test_rows_that_wait_keep_their_step():
+    """Rows that reach a saved time before others begin the next interval with the step that they had."""
+    counts, rate = Counter(), torch.tensor([0.1, 20.0], dtype=D)[:, None]
+    y0 = torch.ones(2, 1, dtype=D, requires_grad=True)
+    times = torch.linspace(0, 1, 11, dtype=D)
+    sol = dxdt.solve(
+        *(dxdt.ODE(lambda t, y: torch.sin(rate * t.unsqueeze(-1)) * y), y0, (0.0, 1.0)),
+        **dict(save=times, per_sample=True, gradient=Backsolve(counts=counts)),
+    )
+    sol.ys.sum().backward()
+    assert counts["evaluations"] < 11 * 6 * 4
+
+
+def test_complex_arguments_keep_their_imaginary_parts():
+    w = torch.tensor(0.7 + 0.2j, dtype=torch.complex128, requires_grad=True)
+    z0 = torch.tensor([1.0 + 0.3j], dtype=torch.complex128, requires_grad=True)
+
+    def gradient(rule):
+        field = dxdt.ODE(lambda t, z, w: w * z * 1j)
+        options = dict(args=(w,), controller=dxdt.PID(rtol=1e-9, atol=1e-11))
+        return torch.autograd.grad(dxdt.solve(field, z0, (0, 1), gradient=rule, **options).y1.abs().sum(), (z0, w))
+
+    for a, b in zip(gradient(Backsolve()), gradient(Direct()), strict=True):
+        assert (a - b).abs().max() < 1e-7
+
+
 def test_complex_and_tree_states():
     """Leaves of several kinds: the adjoint acts on real rows."""
     w = torch.tensor(0.7, dtype=D, requires_grad=True)

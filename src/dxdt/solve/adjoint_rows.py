@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import END, START, Ticks, factors, from_host, moments, scaled_sum
+from dxdt.ops.clock import END, START, Table, Ticks, factors, from_host, moments, scaled_sum
 from dxdt.ops.tree import Layout
 from dxdt.solve.controller import Controller, Scale
 from dxdt.solve.conversion import to_stratonovich
@@ -17,13 +17,11 @@ from dxdt.solve.equation import Meter, Rows
 from dxdt.solve.plan import Attempt
 from dxdt.solve.save import polynomial
 
-__all__ = ["AdjointRows", "NoisyAdjointRows"]
+__all__ = ["NODES", "WEIGHTS", "AdjointRows", "NoisyAdjointRows"]
 
 # Gauss-Legendre nodes and weights on [0, 1] for the parameter integral over a step.
-_NODES, _WEIGHTS = (
-    0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1),
-    0.5 * np.polynomial.legendre.leggauss(4)[1],
-)
+NODES = Table.of(0.5 * (np.polynomial.legendre.leggauss(4)[0] + 1))
+WEIGHTS = Table.of(0.5 * np.polynomial.legendre.leggauss(4)[1])
 
 
 @dataclass(eq=False)
@@ -43,12 +41,18 @@ class AdjointRows:
 
     def __post_init__(self) -> None:
         layout = self.equation.layout
-        self.full = layout.rows == 1
+        # A complex gradient does not fit into real rows.
+        self.full = layout.rows == 1 and not any(x.is_complex() for x in self.shared)
         self.meter = Meter(checked=True)
         self.noise = self.kind = None
         self.sizes = [x.numel() for x in self.shared] if self.full else []
         self.layout: Layout = replace(layout, size=2 * layout.size + sum(self.sizes))
         self.sums = [torch.zeros_like(x) for x in self.shared]
+
+    @property
+    def integrates(self) -> bool:
+        """Whether the integrals are quadratures over the steps."""
+        return bool(self.shared) and not self.full
 
     def scale(self, controller: Controller) -> Scale | None:
         """How errors are measured: tolerances of the state hold for its adjoint too, and the least
@@ -112,8 +116,8 @@ class AdjointRows:
         at, n = attempt.at, self.equation.layout.size
         ok = np.atleast_1d(attempt.ok)
         length = np.where(ok, np.atleast_1d(at.dt), 0.0)
-        times = moments(at.t, at.dt, _NODES, not self.layout.per_sample, at.y)
-        for node, weight, time in zip(_NODES, _WEIGHTS, times, strict=True):
+        times = moments(at.t, at.dt, NODES, not self.layout.per_sample, at.y)
+        for node, weight, time in zip(NODES.numbers, WEIGHTS.numbers, times, strict=True):
             rows = at.y + polynomial(dense, from_host(np.full(len(ok), node), at.y))
             factor = from_host(-weight * length, at.y)[:, None]
             self.meter.evaluations += 1

@@ -10,6 +10,7 @@ differentiation through the steps by the truncation error. Unstable where the ba
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -17,21 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import HOST, SINGLE, Ticks
+from dxdt.ops.clock import Ticks
 from dxdt.paths.increments import BoundIncrements
-from dxdt.solve.adjoint_rows import AdjointRows, NoisyAdjointRows
+from dxdt.solve.adjoint_rows import AdjointRows
+from dxdt.solve.adjoint_sweep import EagerSweep, Sweep, Way, adjoint_of
 from dxdt.solve.captured import captured
-from dxdt.solve.controller import Constant, Controller, Grid, Span
+from dxdt.solve.controller import Controller, Grid
 from dxdt.solve.gradient import Direct, Gradient, Inputs, Loop, Outcome
-from dxdt.solve.plan import After, Attempt, Carry, Plan
+from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.revisit import Revisit
 from dxdt.solve.solution import Status
 from dxdt.solve.solver import Solver
-from dxdt.solve.start import begin
 from dxdt.solve.stochastic import StochasticHeun, StochasticMidpoint
 
-__all__ = ["Backsolve"]
+__all__ = ["Backsolve", "Task", "args_of"]
 
 _BACK = (StochasticHeun, StochasticMidpoint)
 
@@ -71,18 +72,22 @@ class Backsolve(Gradient):
 
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         if torch.is_grad_enabled():
-            self._check(plan, inputs, recorder)
+            self.check(plan, inputs, recorder)
             captured(plan, inputs)
-        tensors = inputs.tensors()
-        if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        solved = lambda: Direct().run(loop, plan, inputs, dt, recorder)  # noqa: E731
+        if not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors())):
             with torch.no_grad():
-                return Direct().run(loop, plan, inputs, dt, recorder)
-        task = _Task(self, loop, plan, inputs, dt, recorder)
-        y, values = _Function.apply(task, *tensors)
-        assert task.carry is not None
-        return Outcome(y, values, None, None, None, None, task.carry)
+                return solved()
+        way = self.way(plan)
 
-    def _check(self, plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
+        def back(given: Inputs, shared: list[Tensor]) -> Sweep:
+            again = given.plan(plan)
+            return EagerSweep.of(way, loop, adjoint_of(again, shared, way.seminorm), again, dt)
+
+        return Task(self, plan, inputs, recorder, solved, back).outcome()
+
+    def check(self, plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
+        """Raise ValueError for a solve that cannot be differentiated by this rule."""
         remedy = "use gradient=dxdt.Checkpointed(slots=...) for bounded memory"
         if plan.watch is not None:
             raise ValueError(f"Backsolve does not differentiate through events: {remedy}")
@@ -117,93 +122,86 @@ class Backsolve(Gradient):
                 f"not by {type(self.solver).__name__}: give Backsolve(solver=...) one of them"
             )
 
-    def steps(self, plan: Plan) -> Controller:
-        """Controller of the backward solve; the noise of an adjoint does not commute."""
-        controller = self.controller or plan.controller
-        if plan.equation.noise is None or not controller.adaptive or isinstance(controller, Revisit):
-            return controller
-        return Revisit(controller)
-
-    def back(self, plan: Plan) -> Solver:
-        """Method of the backward solve."""
-        if self.solver is not None:
-            return self.solver
-        return plan.solver if plan.equation.noise is None or isinstance(plan.solver, _BACK) else StochasticHeun()
+    def way(self, plan: Plan) -> Way:
+        """How the backward solve of a solve is made; the noise of an adjoint does not commute."""
+        solver, controller = self.solver or plan.solver, self.controller or plan.controller
+        if plan.equation.noise is not None:
+            solver = solver if isinstance(solver, _BACK) else StochasticHeun()
+            if controller.adaptive and not isinstance(controller, Revisit):
+                controller = Revisit(controller)
+        return Way(solver, controller, self.seminorm, self.max_steps)
 
 
 @dataclass(eq=False)
-class _Task:
+class Task:
+    """A solve and its way back.
+
+    Attributes:
+        solved: makes the solve.
+        sweep: the backward solve for inputs and the tensors whose gradients are wanted.
+    """
+
     rule: Backsolve
-    loop: Loop
     plan: Plan
     inputs: Inputs
-    dt: Ticks | None
     recorder: Recorder
+    solved: Callable[[], Outcome]
+    sweep: Callable[[Inputs, list[Tensor]], Sweep]
     carry: Carry | None = None
 
+    def outcome(self) -> Outcome:
+        """The solve, differentiable by this task."""
+        y, values = _Function.apply(self, *self.inputs.tensors())
+        assert self.carry is not None
+        return Outcome(y, values, None, None, None, None, self.carry)
+
     def forward(self) -> tuple[Tensor, Tensor | None]:
-        outcome = Direct().run(self.loop, self.plan, self.inputs, self.dt, self.recorder)
+        outcome = self.solved()
         self.carry = outcome.carry._replace(y=outcome.y.detach(), park=None)
         return outcome.y, outcome.values
 
-    def first_step(self) -> Any:
-        """Length of the first step back along a random path: the user's, or a hundredth of the span."""
-        span = np.abs(self.plan.span.t1 - self.plan.span.t0)
-        return 0.01 * span if self.dt is None else np.abs(self.dt) + 0 * span
-
     def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Cotangents of the inputs from those of the outputs."""
         assert self.carry is not None
-        shared = [x for x in (*_args(inputs), *inputs.params) if x.requires_grad]
-        equation = inputs.plan(self.plan).equation
-        kind = AdjointRows if equation.noise is None else NoisyAdjointRows
-        adjoint = kind(equation, shared, self.rule.seminorm)
-        sweep = _Sweep(self, adjoint, self.plan)
+        sweep = self.sweep(inputs, [x for x in (*args_of(inputs), *inputs.params) if x.requires_grad])
         gy, gvalues = given
+        values = None if values is None else values.detach()
         y = self.carry.y
         gy = torch.zeros_like(y) if gy is None else torch.where(torch.isfinite(y), gy, 0.0)
         levels = _levels(self.recorder, self.plan)
-        now = np.atleast_1d(np.array(self.carry.t))
+        now, t0 = np.atleast_1d(np.array(self.carry.t)), np.atleast_1d(self.plan.span.t0)
+        t0 = np.broadcast_to(t0, now.shape).copy()
         lost = np.atleast_1d(self.carry.status) == Status.NOT_FINITE.code
         if lost.any():
             # Where such a row ended there is no way back: it stands still where it began.
-            now = np.where(lost, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), now)
+            now = np.where(lost, t0, now)
             still = torch.from_numpy(lost).to(y.device)[:, None]
             y, gy = torch.where(still, inputs.y.detach(), y), torch.where(still, 0.0, gy)
             levels = [tuple(x[~lost[row]] for x in (number, row, t)) for number, row, t in levels]
-        ends = self._end_gradients(inputs, adjoint, now, y, gy) if inputs.ends is not None else None
+        ends = None if inputs.ends is None else _along(sweep.adjoint, now, y, gy)
         gmoments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
-        state = adjoint.start(y, gy)
+        sweep.begin(y, gy)
         for number, row, t in reversed(levels):
             goal = now.copy()
             goal[row] = t
-            state = sweep.back(state, now, goal)
+            sweep.back(now, goal)
             now = goal
             if values is None or gvalues is None:
                 continue
-            rows, wanted = (
-                torch.as_tensor(row, device=y.device),
-                torch.as_tensor(number, device=y.device),
-            )
-            cot = gvalues[wanted]
-            state = adjoint.reseed(state, rows, values[wanted], cot)
+            sweep.reseed(number, row, values, gvalues)
             if gmoments is not None:
-                self._moment_gradients(gmoments, adjoint, now, number, row, values[wanted], cot)
-        state = sweep.back(state, now, np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape).copy())
+                self._moment_gradients(gmoments, sweep.adjoint, now, number, row, values, gvalues)
+        sweep.back(now, t0)
+        ga, totals = sweep.end()
         if self.rule.counts is not None:
-            self.rule.counts["evaluations"] += adjoint.meter.evaluations
-        ga = adjoint.adjoint(state)
-        totals = iter(adjoint.totals(state))
+            self.rule.counts["evaluations"] += sweep.evaluations
         out: list[Tensor | None] = [ga]
         if inputs.ends is not None:
-            assert ends is not None
-            start = adjoint.slope(np.broadcast_to(np.atleast_1d(self.plan.span.t0), now.shape), inputs.y.detach())
-            out += [-(ga * start).sum(-1).to(torch.float64), ends]
+            out += [-_along(sweep.adjoint, t0, inputs.y.detach(), ga), ends]
         if inputs.moments is not None:
             out.append(gmoments)
-        return out + [next(totals) if x.requires_grad else None for x in (*_args(inputs), *inputs.params)]
-
-    def _end_gradients(self, inputs: Inputs, adjoint: AdjointRows, t: np.ndarray, y: Tensor, gy: Tensor) -> Tensor:
-        return (gy * adjoint.slope(t, y)).sum(-1).to(torch.float64)
+        rest = iter(totals)
+        return out + [next(rest) if x.requires_grad else None for x in (*args_of(inputs), *inputs.params)]
 
     def _moment_gradients(
         self,
@@ -212,19 +210,24 @@ class _Task:
         now: np.ndarray,
         number: np.ndarray,
         row: np.ndarray,
-        y: Tensor,
-        cot: Tensor,
+        values: Tensor,
+        cots: Tensor,
     ) -> None:
-        index = np.concatenate(self.recorder.index)[number]
-        full = torch.zeros(len(now), y.shape[-1], dtype=y.dtype, device=y.device)
-        rows = torch.as_tensor(row, device=y.device)
-        slope = adjoint.slope(now, full.index_put((rows,), y))[rows]
+        """Save times: a value moves with its own time along the field."""
+        index = torch.as_tensor(np.concatenate(self.recorder.index)[number], device=out.device)
+        wanted, rows = (torch.as_tensor(x, device=out.device) for x in (number, row))
+        y, cot = (values.new_zeros(len(now), values.shape[-1]).index_put((rows,), x[wanted]) for x in (values, cots))
         column = rows if out.shape[1] > 1 else torch.zeros_like(rows)
-        where = torch.as_tensor(index, device=y.device), column
-        out.index_put_(where, (cot * slope).sum(-1).to(torch.float64), accumulate=True)
+        out.index_put_((index, column), _along(adjoint, now, y, cot)[rows], accumulate=True)
 
 
-def _args(inputs: Inputs) -> tuple[Tensor, ...]:
+def _along(adjoint: AdjointRows, t: np.ndarray, y: Tensor, cot: Tensor) -> Tensor:
+    """What cotangents say of the field, ``(R,)``."""
+    return (cot * adjoint.slope(t, y)).sum(-1).to(torch.float64)
+
+
+def args_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    """The tensors among the arguments."""
     ends = 0 if inputs.ends is None else 2
     skip = 1 + ends + (inputs.moments is not None)
     tensors = inputs.tensors()
@@ -245,53 +248,11 @@ def _levels(recorder: Recorder, plan: Plan) -> list[tuple[np.ndarray, np.ndarray
     return [(number[rank == k], row[rank == k], t[rank == k]) for k in range(int(seen.max()))]
 
 
-@dataclass(eq=False)
-class _Sweep:
-    """The backward solve, segment by segment."""
-
-    task: _Task
-    adjoint: AdjointRows
-    plan: Plan
-    dt: Any = None
-
-    def back(self, state: Tensor, now: np.ndarray, goal: np.ndarray) -> Tensor:
-        """Rows at ``goal``, solved backwards from ``now``."""
-        if (now == goal).all():
-            return state
-        rule, plan, adjoint = self.task.rule, self.plan, self.adjoint
-        joint = not adjoint.layout.per_sample
-        span = Span(SINGLE, now[0], goal[0]) if joint else Span(HOST, now, goal)
-        controller, solver = rule.steps(plan), rule.back(plan)
-        integrates = bool(adjoint.shared) and not adjoint.full
-        back = Plan(
-            adjoint,  # pyright: ignore[reportArgumentType]
-            solver,
-            controller,
-            span,
-            adjoint.scale(controller),
-            integrates,
-            rule.max_steps,
-        )
-        if self.dt is None and plan.equation.noise is not None and controller.adaptive:
-            self.dt = self.task.first_step()
-        dt = self.task.dt if isinstance(controller, Constant) else self.dt
-
-        def observe(carry: Carry, attempt: Attempt, after: After) -> None:
-            if integrates and attempt.ok.any():
-                adjoint.accumulate(attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y))
-            if controller.adaptive:
-                self.dt = np.abs(carry.dt)
-
-        carry = self.task.loop(back, begin(back, state, dt), observe)
-        self.dt = None if self.dt is None else np.where(np.abs(self.dt) > 0, self.dt, 1e-6) if not joint else self.dt
-        return carry.y
-
-
 class _Function(torch.autograd.Function):
     """The solve as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, task: Task, *tensors: Tensor) -> Any:
         ctx.task = task
         y, values = task.forward()
         ctx.save_for_backward(*tensors, *(() if values is None else (values,)))
@@ -301,7 +262,7 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:
-        task: _Task = ctx.task
+        task: Task = ctx.task
         saved = ctx.saved_tensors
         tensors, values = (
             saved[: ctx.count],

@@ -8,78 +8,43 @@ program per chunk forms each step again and pulls them through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxdt.ops.clock import from_host
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured
-from dxdt.solve.checkpointed import Checkpointed
-from dxdt.solve.compiled import Asked, Forward, check_field, compilable, run_compiled, undone
+from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
 from dxdt.solve.compiled_event import Met, tied
 from dxdt.solve.engine import Program, Records, prepare
-from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once
+from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
-from dxdt.solve.lifted import keep_numbers, lift
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
-from dxdt.solve.reverse_chunk import Holder, Pulled, Taken
+from dxdt.solve.reverse_chunk import Holder, Pulled, Taken, hold
 from dxdt.solve.time_cotangents import TimeCotangents
 
-__all__ = ["compiled"]
+__all__ = ["look", "recomputed"]
 
 
-def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
-    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
-    lifted = lift(plan)
-    try:
-        if lifted is not plan:
-            return _run(lifted, replace(inputs, args=lifted.equation.args), gradient, dt, recorder)
-    except CannotCompile:
-        keep_numbers(plan)
-    try:
-        return _run(plan, inputs, gradient, dt, recorder)
-    except CannotCompile as error:
-        warn_once(str(error))
-        return None
-
-
-def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
-    try:
-        return _once(plan, inputs, gradient, dt, recorder)
-    except NotForAllSizes:
-        # From now on each size has a program of its own.
-        return _once(plan, inputs, gradient, dt, recorder)
-
-
-def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
-    if gradient is not None and gradient.shows:
-        raise CannotCompile("callbacks that see every step have no compiled form")
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
-        return run_differentiable(plan, inputs, gradient, dt, recorder)
-    return run_compiled(plan, inputs.y, dt, recorder)
-
-
-def run_differentiable(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
-    """A compiled solve whose outcome is differentiable in the state, args and parameters.
+def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    """A compiled solve whose outcome is differentiable by the recorded steps.
 
     Raises:
-        CannotCompile: the solve, its field or the gradient asked for has no compiled form.
+        CannotCompile: the solve or its field has no compiled form.
     """
-    if gradient is not None and gradient != Checkpointed():
-        raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
     with undone(plan, recorder):
         compilable(plan)
         if plan.solver.remembers:
             raise CannotCompile(f"gradients through {type(plan.solver).__name__} have no compiled form yet")
         _look_at_events(plan, inputs, recorder)
         check_field(plan, inputs.y)
-        _look(plan, inputs, gradient)
+        look(plan, inputs, gradient)
         task = _Task(plan, inputs, dt, recorder)
         y, values, starts, coefficients, *met = _Function.apply(task, *inputs.tensors())
     assert task.forward is not None and task.forward.carry is not None
@@ -101,7 +66,7 @@ def _look_at_events(plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
         )
 
 
-def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
+def look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
     """Refuse a field that depends on tensors which a recomputing rule would lose.
 
     Raises:
@@ -121,23 +86,6 @@ def _look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
         meter.evaluations = count
 
 
-def _hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
-    """The field with its modules, and the names of the parameters there, in their order.
-
-    Raises:
-        CannotCompile: a parameter belongs to no module of the field.
-    """
-    holder = Holder(f, list({id(m): m for m in modules}.values()))
-    names: dict[int, str] = {}
-    for name, p in holder.named_parameters():
-        names.setdefault(id(p), name)
-    if any(id(p) not in names for p in params):
-        raise CannotCompile(
-            "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
-        )
-    return holder, tuple(names[id(p)] for p in params)
-
-
 @dataclass(eq=False)
 class _Task:
     plan: Plan
@@ -153,7 +101,7 @@ class _Task:
 
     def __post_init__(self) -> None:
         equation, inputs = self.plan.equation, self.inputs
-        self.holder, self.names = _hold(fields_of(equation.equation), equation.modules(), inputs.params)
+        self.holder, self.names = hold(fields_of(equation.equation), equation.modules(), inputs.params)
         times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
         self.shared = inputs.tensors()[1 + times :]
 

@@ -47,8 +47,12 @@ __all__ = [
     "Records",
     "Shape",
     "chunks",
+    "first_step",
+    "pack",
     "prepare",
     "program",
+    "tables",
+    "unpack",
 ]
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
@@ -200,7 +204,7 @@ class Program:
     ) -> Any:
         size, layout = self.shape.controller.state_size, self.shape.layout_of(packed[2])
         packed = tuple([self.shape.closed(v) for v in packed])
-        carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
+        carry = unpack(packed, (len(packed) - 6 - size, size))
         return self._loop(self._plan(f, args, layout, x), carry, records, x.room)
 
     def _loop(self, plan: Plan, carry: Carry, records: Records | None, room: Tensor | None) -> Any:
@@ -212,7 +216,7 @@ class Program:
             return going if room is None else going & (it < room)
 
         def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
-            after, attempt, _ = advance(plan, _unpack(packed, sizes, plan.span.t0))
+            after, attempt, _ = advance(plan, unpack(packed, sizes))
             if records is not None:
                 at, ok, slot = attempt.at, attempt.ok, (it,)
                 records.t.index_put_(slot, at.t)
@@ -222,10 +226,10 @@ class Program:
                 if records.coefficients is not None:
                     dense = solver.dense(attempt.step, at.dt, at.y)
                     records.coefficients.index_put_(slot, dense.reshape(records.coefficients.shape[1:]))
-            return (it + 1, *_pack(after))
+            return (it + 1, *pack(after))
 
         it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
-        return while_loop(keeps, body, (it, *(x.clone() for x in _pack(carry))))
+        return while_loop(keeps, body, (it, *(x.clone() for x in pack(carry))))
 
     def call(self, name: str, *given: Any) -> Any:
         """The value of a compiled function.
@@ -263,11 +267,13 @@ class Program:
         return reverse(shape.solver, shape.form, layout, shape.dense, *pulled)
 
 
-def _pack(c: Carry) -> tuple[Tensor, ...]:
+def pack(c: Carry) -> tuple[Tensor, ...]:
+    """The tensors of a carry, as a loop carries them."""
     return (c.t, c.dt, c.y, *c.solver, *c.control, c.status, c.attempts, c.accepted)
 
 
-def _unpack(x: Sequence[Tensor], sizes: tuple[int, int], like: Tensor) -> Carry:
+def unpack(x: Sequence[Tensor], sizes: tuple[int, int]) -> Carry:
+    """The carry again; ``sizes`` are the numbers of tensors of the solver and of the controller."""
     n, m = sizes
     solver, control = tuple(x[3 : 3 + n]), tuple(x[3 + n : 3 + n + m])
     status, attempts, accepted = x[3 + n + m :]
@@ -334,9 +340,7 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
     if starts or plan.dense or bounded:
         per_slot = y.element_size() * y.numel() * (1 + _degree(plan)) + 24 * layout.rows
         slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
-    given = getattr(plan.controller, "controller", plan.controller)
-    if isinstance(given, Constant) and given.dt is not None:
-        dt = np.full(layout.rows, abs(given.dt))
+    dt = first_step(plan.controller, dt, layout.rows)
     shape = Shape(
         solver,
         controller,
@@ -352,6 +356,12 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
     if shape not in _program.kept:
         shape = _sizes.chosen(shape, plan.equation)
     return _program(shape), dt, table
+
+
+def first_step(controller: Controller, dt: Any, rows: int) -> Any:
+    """The step that a controller prescribes, ``(R,)``, or the one that is given."""
+    inner = getattr(controller, "controller", controller)
+    return np.full(rows, abs(inner.dt)) if isinstance(inner, Constant) and inner.dt is not None else dt
 
 
 def _degree(plan: Plan) -> int:
@@ -380,7 +390,7 @@ def chunks(
         inputs = shape.opened(layout, args, given, x._replace(noise=noise, room=room), records)
         out = program.call(name, f, *inputs)
         used, packed = int(out[0]), out[1:]
-        carry = _unpack(packed, (len(packed) - 6 - size, size), x.t0)
+        carry = unpack(packed, (len(packed) - 6 - size, size))
         yield Chunk(carry, used, records, noise)
         if not (carry.status.numpy() == RUNNING).any():
             return
@@ -418,7 +428,7 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
     span = plan.span
     limit = _limit(plan.max_steps, y.device)
     if table is not None:
-        table = _tables(table, y)
+        table = tables(table, y)
     return Inputs(
         _tensor(span.t0, y),
         _tensor(span.t1, y),
@@ -431,7 +441,7 @@ def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
     )
 
 
-def _tables(values: Any, like: Tensor) -> Any:
+def tables(values: Any, like: Tensor) -> Any:
     """The times of a grid, or the lists of times that ``Clip`` has."""
     if isinstance(values, tuple):
         return tuple(None if x is None else _tensor(x, like) for x in values)

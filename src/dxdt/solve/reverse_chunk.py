@@ -6,7 +6,7 @@ autograd where it has no compiled form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +16,12 @@ from torch.func import functional_call
 
 from dxdt.ops.tree import Layout, flatten
 from dxdt.solve.batch import Batch
+from dxdt.solve.equation import Rows
+from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form
 from dxdt.solve.solver import Solver
 
-__all__ = ["Holder", "Pulled", "Taken", "any_length", "reverse"]
+__all__ = ["Holder", "Pulled", "Taken", "any_length", "hold", "opened", "reverse"]
 
 
 class Holder(nn.Module):
@@ -33,6 +35,23 @@ class Holder(nn.Module):
     def forward(self, which: int, *given: Any) -> Any:
         """The value of one of the fields."""
         return self.called[which](*given)
+
+
+def hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tuple[Holder, tuple[str, ...]]:
+    """The field with its modules, and the names of the parameters there, in their order.
+
+    Raises:
+        CannotCompile: a parameter belongs to no module of the field.
+    """
+    holder = Holder(f, list({id(m): m for m in modules}.values()))
+    names: dict[int, str] = {}
+    for name, p in holder.named_parameters():
+        names.setdefault(id(p), name)
+    if any(id(p) not in names for p in params):
+        raise CannotCompile(
+            "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
+        )
+    return holder, tuple(names[id(p)] for p in params)
 
 
 def any_length(parts: Iterable[Tensor | None]) -> None:
@@ -96,6 +115,27 @@ class Pulled(NamedTuple):
         )
 
 
+def opened(
+    form: Form, layout: Layout, holder: Holder, args: tuple[Any, ...], names: tuple[str, ...]
+) -> Callable[[Sequence[Tensor], Any], Rows]:
+    """The equation as a function of the tensors that its fields share and of the random path.
+
+    These are the tensors among the arguments, in their order, and the parameters of those names.
+    """
+    leaves, spec = flatten(args)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+
+    def rows_of(inner: Sequence[Tensor], path: Any) -> Rows:
+        now = list(leaves)
+        for i, x in zip(places, inner, strict=False):
+            now[i] = x
+        named = dict(zip(names, inner[len(places) :], strict=True))
+        f = form.called(lambda *given: functional_call(holder, named, given))
+        return form.rows(f, layout, tuple(spec.unflatten(now)), path)
+
+    return rows_of
+
+
 def reverse(
     solver: Solver,
     form: Form,
@@ -118,16 +158,10 @@ def reverse(
     steps are written into ``clocks``, two buffers ``(K, R)``, where they are wanted.
     """
     gy = gy.reshape(layout.rows, layout.size)
-    leaves, spec = flatten(args)
-    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+    rows_of = opened(form, layout, holder, args, names)
 
     def step(path: Any, index: Any, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
-        now = list(leaves)
-        for i, x in zip(places, inner, strict=False):
-            now[i] = x
-        named = dict(zip(names, inner[len(places) :], strict=True))
-        f = form.called(lambda *given: functional_call(holder, named, given))
-        rows = form.rows(f, layout, tuple(spec.unflatten(now)), path)
+        rows = rows_of(inner, path)
         state = solver.init(rows, t, y, dense)
         after = solver.step(rows, t, dt, y, state, index)
         return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dxdt.ops.clock import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
-from dxdt.solve.compiled_gradient import compiled
+from dxdt.solve.compiled_solve import compiled
 from dxdt.solve.compiling import is_compiling
 from dxdt.solve.controller import PID, Constant, Controller, Grid, Span
 from dxdt.solve.dense import DensePath

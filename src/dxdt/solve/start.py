@@ -16,15 +16,19 @@ __all__ = ["begin", "start", "starting_step"]
 _SUCCESS = Status.SUCCESS.code
 
 
-def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False) -> Carry:
-    """The carry before the first step; ``grad`` keeps what derivatives need."""
+def begin(plan: Plan, y: Tensor, dt: Ticks | None, grad: bool = False, some: bool = False) -> Carry:
+    """The carry before the first step; ``grad`` keeps what derivatives need.
+
+    Where ``some`` entries of ``dt`` are NaN, these first steps are chosen automatically.
+    """
     span = plan.span
     origin = None if plan.ends is None else plan.ends.t0
     if y.requires_grad:
         y = y.view_as(y)  # cotangents of the steps meet here (see ``Clock.choose``)
     solver = start(plan, span.t0 if origin is None else origin, y)
-    if dt is None and plan.scale is not None:
-        dt = starting_step(plan, y, plan.solver.slope(solver))
+    if plan.scale is not None and (dt is None or some):
+        found = starting_step(plan, y, plan.solver.slope(solver))
+        dt = found if dt is None else span.clock.where(span.clock.isfinite(dt), dt, found)
     dt, control = plan.controller.start(span, dt, plan.solver.estimate(plan.equation.kind))
     count = span.clock.count(span.t0)
     status = span.clock.where(span.t0 == span.t1, count + _SUCCESS, count)

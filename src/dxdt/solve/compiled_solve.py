@@ -1,0 +1,80 @@
+"""The front door of compiled solves: which program answers for which gradient, or why none does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+
+from dxdt.solve.backsolve import Backsolve
+from dxdt.solve.checkpointed import Checkpointed
+from dxdt.solve.compiled import run_compiled
+from dxdt.solve.compiled_backsolve import backsolved
+from dxdt.solve.compiled_gradient import recomputed
+from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once
+from dxdt.solve.gradient import Gradient, Inputs, Outcome
+from dxdt.solve.lifted import keep_numbers, lift
+from dxdt.solve.plan import Plan
+from dxdt.solve.record import Recorder
+
+__all__ = ["compiled"]
+
+
+def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
+    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
+    lifted = lift(plan)
+    try:
+        if lifted is not plan:
+            return _run(lifted, replace(inputs, args=lifted.equation.args), gradient, dt, recorder)
+    except CannotCompile:
+        keep_numbers(plan)
+    try:
+        return _run(plan, inputs, gradient, dt, recorder)
+    except CannotCompile as error:
+        warn_once(str(error))
+        return None
+
+
+def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    try:
+        return _once(plan, inputs, gradient, dt, recorder)
+    except NotForAllSizes:
+        # From now on each size has a program of its own.
+        return _once(plan, inputs, gradient, dt, recorder)
+
+
+def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    if gradient is not None and gradient.shows:
+        raise CannotCompile("callbacks that see every step have no compiled form")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
+        return _differentiable(gradient, plan, inputs, dt, recorder)
+    return run_compiled(plan, inputs.y, dt, recorder)
+
+
+@singledispatch
+def _differentiable(gradient: Gradient | None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    """A compiled solve whose outcome is differentiable by a rule.
+
+    Raises:
+        CannotCompile: the solve, its field or the rule has no compiled form.
+    """
+    raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() and Backsolve() have")
+
+
+@_differentiable.register
+def _(gradient: None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return recomputed(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Checkpointed, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    if gradient.slots is not None:
+        raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
+    return recomputed(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Backsolve, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return backsolved(plan, inputs, gradient, dt, recorder)
