@@ -14,12 +14,11 @@ from dxdt.ops.clock import DEVICE, factors, moments
 from dxdt.ops.tree import Layout
 from dxdt.solve.adjoint_rows import NODES, WEIGHTS
 from dxdt.solve.controller import Controller, Scale, Span
-from dxdt.solve.engine import pack, unpack
 from dxdt.solve.equation import Rows
 from dxdt.solve.form import Form
 from dxdt.solve.functions import Functions
 from dxdt.solve.loop import advance
-from dxdt.solve.plan import Attempt, Plan
+from dxdt.solve.plan import Attempt, Plan, pack, unpack
 from dxdt.solve.reverse_chunk import Holder, opened
 from dxdt.solve.save import polynomial
 from dxdt.solve.solution import RUNNING

@@ -12,7 +12,7 @@ save times, dense output and the backward pass all come from them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from threading import Lock
@@ -33,7 +33,7 @@ from dxdt.solve.form import Form
 from dxdt.solve.functions import Functions
 from dxdt.solve.identity import identified
 from dxdt.solve.loop import advance
-from dxdt.solve.plan import Carry, Plan
+from dxdt.solve.plan import Carry, Plan, pack, unpack
 from dxdt.solve.reverse_chunk import Pulled, reverse
 from dxdt.solve.sizes import Sizes
 from dxdt.solve.solution import RUNNING
@@ -48,11 +48,9 @@ __all__ = [
     "Shape",
     "chunks",
     "first_step",
-    "pack",
     "prepare",
     "program",
     "tables",
-    "unpack",
 ]
 
 # Slots of the records: enough for most solves in one chunk, bounded in memory.
@@ -265,32 +263,6 @@ class Program:
         shape, pulled = self.shape, Pulled(*given)
         layout = shape.layout_of(pulled.gy)
         return reverse(shape.solver, shape.form, layout, shape.dense, *pulled)
-
-
-def pack(c: Carry) -> tuple[Tensor, ...]:
-    """The tensors of a carry, as a loop carries them."""
-    return (c.t, c.dt, c.y, *c.solver, *c.control, c.status, c.attempts, c.accepted)
-
-
-def unpack(x: Sequence[Tensor], sizes: tuple[int, int]) -> Carry:
-    """The carry again; ``sizes`` are the numbers of tensors of the solver and of the controller."""
-    n, m = sizes
-    solver, control = tuple(x[3 : 3 + n]), tuple(x[3 + n : 3 + n + m])
-    status, attempts, accepted = x[3 + n + m :]
-    return Carry(
-        x[0],
-        x[1],
-        x[2],
-        solver,
-        control,
-        status,
-        attempts,
-        accepted,
-        None,
-        None,
-        torch.zeros_like(accepted),
-        (),
-    )
 
 
 class _Programs:

@@ -5,6 +5,7 @@ Clocks are ``(R,)``, states ``(R, n)`` (see ``ops.clock`` and ``ops.tree``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from dxdt.solve.equation import Rows
 from dxdt.solve.event import Crossing, Watch
 from dxdt.solve.solver import Solver, State, Step
 
-__all__ = ["NOTHING", "After", "Attempt", "Carry", "Ends", "Plan", "Point", "choose_state"]
+__all__ = ["NOTHING", "After", "Attempt", "Carry", "Ends", "Plan", "Point", "choose_state", "pack", "unpack"]
 
 NOTHING = Step(torch.empty(0), None, (), ())
 """The proposal of an attempt that is yet to be made, or is not kept."""
@@ -145,3 +146,29 @@ class After(NamedTuple):
 def choose_state(plan: Plan, mask: Ticks, new: State, old: State) -> State:
     """Solver state of ``new`` for the rows in ``mask``, of ``old`` for the others."""
     return tuple(plan.span.clock.choose(mask, a, b) for a, b in zip(new, old, strict=True))
+
+
+def pack(c: Carry) -> tuple[Tensor, ...]:
+    """The tensors of a carry, as a loop carries them."""
+    return (c.t, c.dt, c.y, *c.solver, *c.control, c.status, c.attempts, c.accepted)
+
+
+def unpack(x: Sequence[Tensor], sizes: tuple[int, int]) -> Carry:
+    """The carry again; ``sizes`` are the numbers of tensors of the solver and of the controller."""
+    n, m = sizes
+    solver, control = tuple(x[3 : 3 + n]), tuple(x[3 + n : 3 + n + m])
+    status, attempts, accepted = x[3 + n + m :]
+    return Carry(
+        x[0],
+        x[1],
+        x[2],
+        solver,
+        control,
+        status,
+        attempts,
+        accepted,
+        None,
+        None,
+        torch.zeros_like(accepted),
+        (),
+    )
