@@ -1,5 +1,6 @@
 """Native code computes what torch computes: elements, reductions, products, views, writes and indices."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -125,11 +126,56 @@ def test_tables(rows, inner, outer, dtype):
     close(*looped(tables, x, w, b), ulps=2000)
 
 
-@pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 300, 129), (2, 257, 130), (9, 300, 40), (64, 17, 1)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "outer"),
+    [(1, 300, 129), (2, 257, 130), (9, 300, 40), (64, 17, 1), (3, 200, 170), (34, 40, 1030), (134, 290, 20)],
+)
 def test_products_of_other_sizes(rows, inner, outer):
+    """Both factors as they lie, and each transposed."""
     generator = torch.Generator().manual_seed(2)
     x, w = torch.randn(rows, inner, generator=generator), torch.randn(outer, inner, generator=generator)
-    close(*looped(lambda value, x, w: x @ w.t() + 0.5 * value, x, w), ulps=2000)
+    f = lambda value, x, w, v: (x @ w.t()) + (x.t().contiguous().t() @ v).tanh() + 0.5 * value  # noqa: E731
+    close(*looped(f, x, w, w.t().clone(memory_format=torch.contiguous_format)), ulps=4000)
+
+
+def totals(x, g, h, total, other, more):
+    """What a backward pass does in a step: totals, each with products of what several stages made."""
+    kept = (x.t() @ g).t() + h.t() @ x
+    return (
+        total + ((h.t() @ x + (x.t() @ h).t()) + g.t() @ x),
+        other + kept + g.t() @ x + kept,
+        more + g @ (kept @ kept.t()),
+    )
+
+
+@pytest.mark.parametrize(("rows", "width", "height"), [(1, 37, 5), (21, 40, 40), (3, 2, 150), (65, 3, 140)])
+def test_sums_of_products_change_a_total_where_it_lies(rows, width, height):
+    generator = torch.Generator().manual_seed(4)
+    x, g, h = (0.2 * torch.randn(rows, n, generator=generator) for n in (width, height, height))
+    starts = [torch.randn(*s, generator=generator) for s in ((height, width), (height, width), (rows, height))]
+    texts = []
+
+    def build(graph, inputs):
+        source = translate(graph)
+        texts.append(source.text[source.text.index("int run(") :])
+        return load(source)
+
+    def run(*starts):
+        def body(i, *old):
+            return i + 1, *totals(torch.cos(i) * x, g, torch.sin(i) * h, *old)
+
+        i = torch.zeros((), dtype=torch.int64)
+        return while_loop(lambda i, *old: i < 3, body, (i, *(s.clone() for s in starts)))[1:]
+
+    wanted = starts
+    for i in range(3):
+        wanted = totals(torch.cos(torch.tensor(i)) * x, g, torch.sin(torch.tensor(i)) * h, *wanted)
+    with torch.no_grad():
+        given = torch.compile(run, backend=partial(native, build=build), fullgraph=True, dynamic=False)(*starts)
+    for a, b in zip(given, wanted, strict=True):
+        close(a, b, ulps=4000)
+    (total,) = (n for n in re.findall(r"sums<.*, 3, GATHERED>\(f_(\w+), 0, \1, true\)", texts[0]))
+    assert total.startswith("c") and "sums<" in texts[0].partition(total)[2]
 
 
 def test_writes_and_indices():
@@ -193,7 +239,7 @@ def test_extremes_of_integers():
 
 def test_a_matrix_is_packed_once():
     x, w = torch.randn(8, 40), torch.randn(40, 40)
-    text = text_of(lambda value, x, w: torch.tanh(torch.tanh(x @ w.t()) @ w.t()) @ w.t() + value, x, w)
+    text = text_of(lambda value, x, w: torch.tanh(torch.tanh(x @ w.t()) @ w.t()) @ w.t() + 0.5 * value, x, w)
     assert text.count("product<") == 3 and text.count("pack<") == 1
     assert text.index("pack<") < text.index("for (;;)")
 

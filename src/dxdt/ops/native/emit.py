@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dxdt.ops.native.forms import Kind, strides_of
 from dxdt.ops.native.schedule import Block, Section
 from dxdt.ops.native.values import Buffer, View, Work, contiguous
 
@@ -111,7 +112,8 @@ class Writer:
             buffer = step if isinstance(step, Buffer) else step[0].buffer
             fresh = buffer.work is not None and buffer not in self.large
             if isinstance(step, Buffer) and not step.scalar and step.kept:
-                self.array(step, held)
+                if step.home is None:
+                    self.array(step, held)
             elif not isinstance(step, Buffer) and fresh and not buffer.declared:
                 buffer.declared = True
                 self.array(buffer, held)
@@ -184,6 +186,7 @@ class Writer:
                 self.line(f"{place} = {value};")
 
     def _use(self, buffer: Buffer) -> None:
+        buffer = buffer.home or buffer
         if buffer in self.large:
             self.large[buffer] = (self.large[buffer][0], len(self.lines))
 
@@ -243,24 +246,35 @@ class Writer:
         self.line(f"pack<{t}, {k}, {n}, {width}>({_pointer(b)}, {brs}, {bcs}, {out.name}, {every});")
 
     def _product(self, out: Buffer, work: Work) -> None:
-        a, b, *panels = work.operands
-        for x in (a, b, *panels):
+        """A product, or a sum of several, which may be added to what lies in its place."""
+        form, pairs = work.detail["form"], work.detail["pairs"]
+        for x in (*work.operands, View.of(out, work.shape)):
             self._use(x.buffer)
-        (m, k), n, t = a.shape, b.shape[-1], out.type
-        pa, pb = _pointer(a), _pointer(b)
-        (ars, acs), (brs, bcs) = ((_stride(x, -2), _stride(x, -1)) for x in (a, b))
-        pc = f"&{out.name}" if out.scalar else out.name
+        a, b = work.operands[:2]
+        (m, k), n, t = a.shape, b.shape[1], out.type
+        sizes = f"{t}, {m}, {k}, {n}"
+        ars, acs, brs, bcs = strides_of(a, b)
+        pa, pb, pc = _pointer(a), _pointer(b), f"&{out.name}" if out.scalar else out.name
         if out.scalar:
             self.line(f"{t} {out.name};")
-        if work.detail["form"] == "dots":
-            self._dots(pa, ars, acs, pb, brs, m, k, pc, t)
-        elif work.detail["form"] == "rows":
-            self.line(f"products<{t}, {m}, {k}, {n}>({pa}, {ars}, {pb}, {bcs}, {pc});")
-        else:
-            packed = panels[0].buffer.name if panels else f"({t}*)0"
-            every, width = "false" if bcs == 1 else "true", work.detail["width"]
-            call = f"{pa}, {ars}, {acs}, {pb}, {brs}, {packed}, {every}, {pc}"
-            self.line(f"product<{t}, {m}, {k}, {n}, {width}>({call});")
+        packed = [x.buffer.name for x in work.operands[2 * pairs :] if form.packs] or ["0"]
+        every = "false" if bcs == 1 else "true"
+        match form.kind:
+            case Kind.DOTS:
+                self._dots(pa, ars, acs, pb, brs, m, k, pc, t)
+            case Kind.ROWS:
+                self.line(f"products<{sizes}>({pa}, {ars}, {pb}, {bcs}, {pc});")
+            case Kind.ADDITIONS:
+                self.line(f"additions<{sizes}>({pa}, {ars}, {acs}, {pb}, {brs}, {pc});")
+            case Kind.TILES:
+                call = f"{pa}, {ars}, {acs}, {pb}, {brs}, {packed[0]}, {every}, {pc}"
+                self.line(f"product<{sizes}, {form.width}>({call});")
+            case right:
+                given = ", ".join(map(_factors, work.operands[: 2 * pairs : 2], work.operands[1 : 2 * pairs : 2]))
+                onto = "true" if out.home is not None else "false"
+                self.line(f"const Factors<{t}> f_{out.name}[] = {{{given}}};")
+                call = f"f_{out.name}, {packed[0]}, {pc}, {onto}"
+                self.line(f"sums<{sizes}, {form.width}, {pairs}, {right.name}>({call});")
 
     def _dots(self, pa: str, ars: Any, acs: Any, pb: str, brs: Any, m: int, k: int, pc: str, t: str) -> None:
         self.line(f"for (long m = 0; m < {m}; m++) {{ {t} s = 0;")
@@ -310,6 +324,11 @@ def _address(view: View, strides: Sequence[Any], sizes: Sequence[int] | None = N
     if view.index is not None:
         terms.append(f"{view.index.buffer.name} * {view.step}")
     return f"{view.buffer.name}[{' + '.join(terms) or 0}]"
+
+
+def _factors(a: View, b: View) -> str:
+    """Two factors as a constant of C++."""
+    return f"{{{_pointer(a)}, {_pointer(b)}, {', '.join(map(str, strides_of(a, b)))}}}"
 
 
 def _pointer(view: View) -> str:

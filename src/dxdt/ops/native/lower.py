@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from dxdt.ops.native.forms import Form, Kind, form_of
 from dxdt.ops.native.pointwise import COMPARISONS, LOGIC, POINTS, power
 from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work, literal
 
@@ -22,8 +23,6 @@ _VIEWS = {
     *(aten.split_with_sizes, aten.diagonal),
 }
 _FULL = {aten.full, aten.full_like, aten.scalar_tensor, aten.zeros_like, aten.ones_like, aten.zeros, aten.ones}
-# A product by sums along rows: at most so many rows, at least so many entries of the matrix.
-_FEW, _LARGE = 2, 1 << 15
 # Terms of a batch of products that are written out.
 _TERMS = 32
 
@@ -255,27 +254,42 @@ class Lowered:
         """A product of two matrices."""
         if value.dtype not in (torch.float32, torch.float64):
             raise Unsupported(f"a product of {value.dtype}")
-        (m, k), n, size = a.shape, b.shape[1], value.dtype.itemsize
-        a, b = (self.dense(x) if x.buffer.scalar and x.numel > 1 else x for x in (a, b))
-        (acs, brs, bcs) = a.strides[1] if k > 1 else 1, b.strides[0] if k > 1 else 1, b.strides[1] if n > 1 else 1
-        lanes = 64 // size
-        width = lanes * (4 if m < 4 and n > 2 * lanes else 2 if n > lanes else 1)
-        detail: dict[str, Any] = {"width": width, "form": "panels"}
-        if n == 1 and not (acs == 1 and brs == 1):
-            detail["form"] = "dots"
-        elif n == 1 or (m <= _FEW and acs == 1 and brs == 1 and bcs != 1 and k * n >= _LARGE):
-            detail["form"] = "rows"
-        operands = [a, b]
-        beyond = -(-n // width) * width if bcs != 1 else (width if n % width else 0)
-        if detail["form"] == "panels" and beyond:
-            operands.append(self._panels(b, beyond * k, detail))
-        return self.new(value, Work("product", (m, n), tuple(operands), detail=detail))
+        a, b = self._factor(a), self._factor(b)
+        form, operands = form_of(a, b, value.dtype.itemsize), [a, b]
+        if form.packs:
+            n, dense = b.shape[1], b.strides[1] == 1 or b.shape[1] == 1
+            columns = -(-n // form.width) * form.width if not dense else form.width if n % form.width else 0
+            operands += [self._panels(b, columns * b.shape[0], form.width)] if columns else []
+        shape = a.shape[0], b.shape[1]
+        return self.new(value, Work("product", shape, tuple(operands), detail={"form": form, "pairs": 1}))
 
-    def _panels(self, b: View, size: int, detail: dict[str, Any]) -> View:
+    def sum_of_products(
+        self, value: Tensor, rest: Sequence[View], pairs: Sequence[tuple[View, View]], into: bool
+    ) -> View:
+        """The sum of views and of products; ``into`` changes the only view where it lies, which nothing else reads."""
+        factors = [self._factor(x) for pair in pairs for x in pair]
+        onto = list(rest)
+        if not into and rest:
+            total = rest[0] if len(rest) > 1 else self.dense(rest[0])
+            for x in rest[1:]:
+                total = self.point(value, [total, x], lambda t, a, b: f"({a} + {b})")
+            onto = [total]
+        form = Form(Kind.GATHERED, form_of(factors[0], factors[1], value.dtype.itemsize).width)
+        work = Work("product", tuple(value.shape), (*factors, *onto), detail={"form": form, "pairs": len(pairs)})
+        out = self.new(value, work)
+        for x in onto:
+            x.buffer.fixed &= out.buffer.fixed  # what changes in the loop is formed in it
+            out.buffer.name, out.buffer.home = x.buffer.name, x.buffer
+        return out
+
+    def _factor(self, x: View) -> View:
+        return self.dense(x) if x.buffer.scalar and x.numel > 1 else x
+
+    def _panels(self, b: View, size: int, width: int) -> View:
         """The columns of a matrix as products read them: made once for all of its products."""
-        table, key = self.panels if b.buffer.fixed else self.packed, (b, detail["width"])
+        table, key = self.panels if b.buffer.fixed else self.packed, (b, width)
         if key not in table:
-            work = Work("pack", b.shape, (b,), detail=detail)
+            work = Work("pack", b.shape, (b,), detail={"width": width})
             table[key] = self.new(((size,), b.buffer.dtype), work, "p")
         return table[key]
 

@@ -12,12 +12,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from dxdt.ops.native.emit import Writer
+from dxdt.ops.native.gathered import Gathered, gathered
 from dxdt.ops.native.lower import Lowered, Put, sizes_of
 from dxdt.ops.native.prelude import PRELUDE
 from dxdt.ops.native.schedule import Section
@@ -186,7 +188,10 @@ class _Translator:
         """The outputs of a graph of the loop, and what it writes."""
         lowered = Lowered(self._name, self.sizes, self.panels)
         rest, puts = iter(given), list[Put]()
+        sums, inner = gathered(graph.graph)
         for node in graph.graph.nodes:
+            if node in inner:
+                continue
             if node.op == "placeholder":
                 lowered.values[node] = view = next(rest)
                 if isinstance(view, View) and view.buffer in written and not all(map(_writes, node.users)):
@@ -202,15 +207,29 @@ class _Translator:
                 puts.append(source if isinstance(source, Put) else Put(target, source.spread(target.shape)))
                 lowered.values[node] = None
             else:
-                lowered.values[node] = out = lowered.run(node)
-                if isinstance(out, View) and out.buffer.work is not None and out.buffer.work.kind == "product":
-                    m, k = out.buffer.work.operands[0].shape
-                    self.arithmetic += m * k * out.buffer.work.shape[1]
+                lowered.values[node] = out = self._value(lowered, node, sums.get(node))
+                work = out.buffer.work if isinstance(out, View) else None
+                if work is not None and work.kind == "product":
+                    self.arithmetic += prod(work.operands[0].shape) * work.shape[1] * work.detail["pairs"]
         raise Unsupported("a graph without an output")
+
+    def _value(self, lowered: Lowered, node: fx.Node, found: Gathered | None) -> Any:
+        if found is None:
+            return lowered.run(node)
+        values = lowered.values
+        pairs: list[tuple[View, View]] = []
+        for left, right, turned in found.products:
+            a, b = values[left], values[right]
+            pairs.append((b.turned, a.turned) if turned else (a, b))
+        rest = [values[n] for n in found.rest]
+        return lowered.sum_of_products(node.meta["val"], rest, pairs, found.into is not None)
 
     def _news(self, old: View, new: View, body: Section) -> View | None:
         """The place of a carried value's next one; None where it stays."""
         if new.buffer is old.buffer and new.whole:
+            return None
+        if new.buffer.home is old.buffer:
+            body.need(new)
             return None
         scalar = old.buffer.scalar
         mine = new.buffer.work is not None and new.whole and (scalar or new.buffer.work.kind != "store")

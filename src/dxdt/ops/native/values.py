@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -47,6 +47,7 @@ class Buffer:
         kept: whether its elements are read from memory, and not from a register of the loop that forms them.
         place: the section and the block that form it.
         declared: whether its array is part of the text.
+        home: the buffer whose memory and name it takes, when that is read no more; or None.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Buffer:
     kept: bool = False
     place: tuple[Any, int] | None = None
     declared: bool = False
+    home: Buffer | None = None
 
     @property
     def scalar(self) -> bool:
@@ -105,6 +107,11 @@ class View:
         dense = contiguous(self.shape)
         same = all(a == b for a, b, n in zip(self.strides, dense, self.shape, strict=True) if n != 1)
         return same and self.offset == 0 and self.index is None and self.numel == self.buffer.numel
+
+    @property
+    def turned(self) -> View:
+        """A matrix with its axes exchanged."""
+        return replace(self, shape=self.shape[::-1], strides=self.strides[::-1])
 
     def seen(self, operation: Callable[[torch.Tensor], Any]) -> list[View]:
         """The views that an operation on tensors makes of this one."""
