@@ -26,6 +26,8 @@ def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     made = list[Native]()
 
     def native(graph: torch.fx.GraphModule, inputs: list[Any]) -> Native:
+        if _draws(graph):
+            raise RuntimeError("the field draws random numbers")
         source = translate(graph)
         if source.arithmetic > _ALONE and torch.get_num_threads() > 1:
             raise Unsupported("products that are worth several threads")
@@ -50,6 +52,16 @@ def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     return import_module("torch._inductor.decomposition").select_decomp_table()
+
+
+def _draws(graph: torch.fx.GraphModule) -> bool:
+    """Whether a graph, or one inside it, draws random numbers; ours are integers computed from a seed."""
+    graphs = [m.graph for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
+    operations = {n.target for g in graphs for n in g.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    return any(
+        torch.Tag.nondeterministic_seeded in op.tags or op.namespace == "prims" and "random" in str(op)
+        for op in operations
+    )
 
 
 def _refuse(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:

@@ -23,6 +23,8 @@ _VIEWS = {
     *(aten.split_with_sizes, aten.diagonal),
 }
 _FULL = {aten.full, aten.full_like, aten.scalar_tensor, aten.zeros_like, aten.ones_like, aten.zeros, aten.ones}
+# What may be told of an operation on elements besides its operands: its value says it too.
+_SAID = {"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"}
 # Terms of a batch of products that are written out.
 _TERMS = 32
 
@@ -95,6 +97,8 @@ class Lowered:
         if packet in _VIEWS:
             return self._view(target, args, kw, value)
         if packet in POINTS:
+            if kw.keys() - _SAID:
+                raise Unsupported(f"{target} with {', '.join(kw)}")
             if packet in _ALIASES:
                 return self._same(value, args[0])
             return self.point(value, args, POINTS[packet])
@@ -172,6 +176,19 @@ class Lowered:
             return self.point(value, [number.spread(tuple(value.shape))], lambda t, x: x)
         number = int(number) if value.dtype in (torch.int64, torch.int32) else number
         return self.new(value, Work("point", tuple(value.shape), (), lambda: literal(number, kind)))
+
+    def _quotient(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
+        """A division, rounded or not, and what it leaves."""
+        whole = target.overloadpacket is not aten.div or kw.get("rounding_mode") is not None
+        if whole and not value.dtype.is_floating_point:
+            raise Unsupported("a division of integers, which may be one by zero")
+        if target.overloadpacket in (aten.fmod, aten.remainder):
+            name = target.overloadpacket.__name__
+            return self.point(value, args, lambda t, a, b: f"f_{name}({a}, {b})")
+        mode = kw.get("rounding_mode")
+        if mode == "floor":
+            return self.point(value, args, lambda t, a, b: f"f_floor_divide({a}, {b})")
+        return self.point(value, args, lambda t, a, b: f"f_trunc({a} / {b})" if mode == "trunc" else f"({a} / {b})")
 
     def _add(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
         a, b, sign = args[0], args[1], "+" if target.overloadpacket is aten.add else "-"
@@ -434,6 +451,7 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.bmm, aten.baddbmm), Lowered._bmm),
     **dict.fromkeys((aten.select_scatter, aten.slice_scatter), Lowered._scatter),
     **dict.fromkeys((aten.index, aten.index_select), Lowered._index),
+    **dict.fromkeys((aten.div, aten.fmod, aten.remainder), Lowered._quotient),
     aten.where: Lowered._where,
     aten.pow: Lowered._pow,
     aten.clamp: Lowered._clamp,

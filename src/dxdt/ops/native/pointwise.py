@@ -26,8 +26,6 @@ def _infix(sign: str) -> Callable[..., str]:
 
 POINTS: dict[Any, Callable[..., str]] = {
     aten.mul: _infix("*"),
-    aten.div: _infix("/"),
-    aten.true_divide: _infix("/"),
     aten.neg: lambda t, x: f"(-{x})",
     aten.abs: _call("abs"),
     aten.reciprocal: lambda t, x: f"(({t})1 / {x})",

@@ -26,6 +26,7 @@ def _declarations() -> str:
     for t, suffix in (("double", ""), ("float", "f")):
         lines += [f"IN {t} f_{n}({t} x) {{ return {n}{suffix}(x); }}" for n in (*_ONE, *_PLAIN)]
         lines += [f"IN {t} f_{n}({t} x, {t} y) {{ return {n}{suffix}(x, y); }}" for n in _TWO]
+        lines += [f"IN {t} f_fmod({t} x, {t} y) {{ return fmod{suffix}(x, y); }}"]
         lines += [f"IN {t} f_round({t} x) {{ return nearbyint{suffix}(x); }}"]
         lines += [f"IN {t} f_abs({t} x) {{ return fabs{suffix}(x); }}"]
     return "\n".join(lines)
@@ -61,6 +62,17 @@ template <class T> IN T f_max(T a, T b) { return (a > b || a != a) ? a : b; }
 template <class T> IN T f_min(T a, T b) { return (a < b || a != a) ? a : b; }
 template <class T> IN T f_clamp_min(T x, T low) { return x < low ? low : x; }
 template <class T> IN T f_clamp_max(T x, T high) { return x > high ? high : x; }
+
+// As torch rounds quotients: from what the division leaves, which has the sign of the divisor.
+template <class T> IN T f_remainder(T a, T b) {
+  const T m = f_fmod(a, b);
+  return (m != 0 && (m < 0) != (b < 0)) ? m + b : m;
+}
+template <class T> IN T f_floor_divide(T a, T b) {
+  const T m = f_fmod(a, b), q = (a - m) / b, d = (m != 0 && (m < 0) != (b < 0)) ? q - 1 : q;
+  const T f = f_floor(d), whole = d - f > (T)0.5 ? f + 1 : f;
+  return b == 0 ? a / b : d == 0 ? (T)0 * (a / b) : whole;
+}
 """
     + PRODUCTS
 )
