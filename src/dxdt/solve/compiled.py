@@ -15,13 +15,14 @@ from torch.autograd import forward_ad
 from dxdt.ops.clock import from_host
 from dxdt.solve.compiled_event import Lookout, tied
 from dxdt.solve.engine import Chunk, Records, chunks
-from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.fallback import DRAWS, CannotCompile
 from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
 from dxdt.solve.identity import identified
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate
+from dxdt.solve.untouched import untouched
 
 __all__ = ["Asked", "Forward", "check_field", "compilable", "run_compiled", "undone"]
 
@@ -68,18 +69,15 @@ def check_field(plan: Plan, y: Tensor) -> None:
 
 def _refusal(plan: Plan, y: Tensor) -> str:
     """Why a field must run eager, or nothing."""
-    state, random = y.detach().clone(), torch.get_rng_state()
-    before, meter = state._version, plan.equation.meter
-    assert meter is not None
-    count = meter.evaluations
-    with torch.no_grad():
+    with torch.inference_mode(False):  # for its tensors no writes are counted
+        state = y.detach().clone()
+    before = state._version
+    with untouched(plan) as seeds:
         plan.equation.probe(plan.span.t0, state)
-    meter.evaluations = count
-    if state._version != before:
-        return "the field writes into the state that it is given: form new tensors instead"
-    if not torch.equal(random, torch.get_rng_state()):
-        torch.set_rng_state(random)
-        return "the field draws random numbers (dropout?), others than generated code would draw"
+        if state._version != before:
+            return "it writes into the state that it is given: form new tensors instead"
+        if seeds.used:
+            return DRAWS
     return ""
 
 

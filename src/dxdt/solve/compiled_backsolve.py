@@ -164,7 +164,7 @@ class _Sweep:
             try:
                 return self._back(now, goal)
             except CannotCompile as error:
-                warn_once(f"the backward solve has no compiled form: {error}")
+                warn_once(f"the backward solve has no compiled form: {error}", self.made.holder.called)
                 self._hand_over()
         self.eager.back(now, goal)
 

@@ -14,6 +14,7 @@ from dxdt.solve.compiled import run_compiled
 from dxdt.solve.compiled_backsolve import backsolved
 from dxdt.solve.compiled_gradient import recomputed
 from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once
+from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.lifted import keep_numbers, lift
 from dxdt.solve.plan import Plan
@@ -24,7 +25,7 @@ __all__ = ["compiled"]
 
 def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
     """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
-    lifted = lift(plan)
+    lifted = lift(plan, inputs.y)
     try:
         if lifted is not plan:
             return _run(lifted, replace(inputs, args=lifted.equation.args), gradient, dt, recorder)
@@ -33,7 +34,7 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
     try:
         return _run(plan, inputs, gradient, dt, recorder)
     except CannotCompile as error:
-        warn_once(str(error))
+        warn_once(str(error), fields_of(plan.equation.equation))
         return None
 
 

@@ -256,7 +256,7 @@ class Program:
         except NotForAllSizes:
             return _program(replace(self.shape, layout=layout, batch=None)).pull(layout, given)
         except CannotCompile as error:
-            warn_once(f"the backward pass has no compiled form: {error}")
+            warn_once(f"the backward pass has no compiled form: {error}", given[0].called)
             return self._back(*given)
 
     def _back(self, *given: Any) -> Any:

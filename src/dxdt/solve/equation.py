@@ -127,10 +127,16 @@ def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
         yield owner
     if code is None or depth == 0:
         return
-    cells = [c.cell_contents for c in f.__closure__ or () if _filled(c)]
-    for value in (*cells, *(f.__globals__.get(name) for name in code.co_names)):
+    for value in (*held(f), *(f.__globals__.get(name) for name in code.co_names)):
         if isinstance(value, nn.Module) or hasattr(value, "__code__"):
             yield from _modules(value, depth - 1)
+
+
+def held(f: Any) -> Iterator[Any]:
+    """What a function closes over, and the defaults of its arguments."""
+    yield from (c.cell_contents for c in f.__closure__ or () if _filled(c))
+    yield from f.__defaults__ or ()
+    yield from (f.__kwdefaults__ or {}).values()
 
 
 def _filled(cell: Any) -> bool:
@@ -241,7 +247,10 @@ class Rows:
         if t.dtype is not layout.time_dtype:
             t = t.to(layout.time_dtype)
         if meter is None:
-            return layout.pack(self.equation.drift(t, layout.unpack(y), *self.args))
+            value = self.equation.drift(t, layout.unpack(y), *self.args)
+            if torch.compiler.is_compiling():  # costs nothing later, and the field may have been another one when met
+                layout.check(value, "the field's value")
+            return layout.pack(value)
         if meter.plain and layout.aliased:
             return self.direct(t, y)
         meter.evaluations += 1

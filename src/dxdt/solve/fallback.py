@@ -1,11 +1,21 @@
-"""Why a solve runs eager although it was to be compiled, said once for each reason."""
+"""Why a solve runs eager although it was to be compiled, said once for each field and reason."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-__all__ = ["CannotCompile", "NotForAllSizes", "warn_once", "why"]
+__all__ = ["DRAWS", "CannotCompile", "NotForAllSizes", "hushed", "warn_once", "why"]
+
+DRAWS = (
+    "it draws random numbers (dropout?), others than generated code would draw: call .eval() on it, "
+    "or write the noise as an SDE"
+)
+"""What is said of fields that are not functions of their arguments."""
 
 
 class CannotCompile(Exception):
@@ -16,14 +26,60 @@ class NotForAllSizes(CannotCompile):
     """A solve has no compiled form that serves all batch sizes; one for each size may exist."""
 
 
-_warned: set[str] = set()
+# What torch's compiler says, and what it means for a field; the first that fits.
+_MEANINGS = tuple(
+    (re.compile(pattern), meaning)
+    for pattern, meaning in (
+        ("draws random numbers|RandomVariable|random_ops", DRAWS),
+        ("data-dependent branching", "a Python branch depends on values of tensors: choose with torch.where"),
+        (
+            "data-dependent expression|specialized integer|Unsupported Tensor.item|unbacked",
+            "a Python number or an index taken from a tensor decides what is computed: keep it a tensor, choose with "
+            "torch.where, and read tables by table.index_select(0, index.reshape(1))",
+        ),
+        (
+            "Mutating a variable from outside|HOP.*mutat",
+            "it changes a Python object or a buffer that outlives it: a compiled field only computes its value",
+        ),
+        (
+            "modifying the input|mutat.*input",
+            "it writes into the state that it is given: form new tensors instead",
+        ),
+        (
+            r"torch\.autograd\.grad",
+            "it calls torch.autograd.grad, which is not traced: use torch.func.grad or torch.func.vjp",
+        ),
+        (r"numpy function <function (\w+)", r"it calls numpy's \1, which torch does not know: write it with torch"),
+        (
+            r"trace (?:the )?builtin (?:operator )?`(?:<unknown module>\.)?([\w.]+?)\.?`",
+            r"it calls \1, which is no operation on tensors: compute with torch only",
+        ),
+        (
+            "C\\+\\+ compiler|CppCompileError",
+            "there is no working C++ compiler: install g++ or clang++, or set CXX to one",
+        ),
+        ("support aliasing", "an operation in it has outputs that share memory, which torch's loops do not take"),
+    )
+)
+
+_warned: set[tuple[str, str]] = set()
 
 
-def warn_once(reason: str) -> None:
-    """Say once for each reason that a solve runs eager."""
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"compile=True runs eager: {reason}", RuntimeWarning, stacklevel=4)
+def warn_once(reason: str, field: Any) -> None:
+    """Say once for each field and reason that a solve runs eager."""
+    told = _name(field), reason
+    if told not in _warned:
+        _warned.add(told)
+        warnings.warn(f"compile=True runs eager for {told[0]}: {reason}", RuntimeWarning, stacklevel=4)
+
+
+@contextmanager
+def hushed() -> Generator[None]:
+    """A block in which torch's compiler keeps its own warnings: of what fails a better one is given."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        warnings.filterwarnings("ignore", message="(Dynamo|Torchinductor) does not")
+        yield
 
 
 def why(error: Exception) -> str:
@@ -31,25 +87,39 @@ def why(error: Exception) -> str:
     text, name = str(error), type(error).__name__
     if name == "FailOnRecompileLimitHit":
         return (
-            "the field was compiled anew too often, because a Python number that it uses changes: "
+            "it was compiled anew too often, because a Python number that it uses or the kind of a tensor changes: "
             "pass what varies as tensors in args="
         )
-    if "C++ compiler" in text or "CppCompileError" in text:
-        return "there is no working C++ compiler: install g++ or clang++, or set CXX to one"
+    inner = getattr(error, "inner_exception", error)
+    place = _place(text)
+    for pattern, meaning in _MEANINGS:
+        found = pattern.search(f"{type(inner).__name__}: {text}")
+        if found:
+            return found.expand(meaning) + place
     lines = [x.strip() for x in text.splitlines() if x.strip()]
     told = [x.removeprefix("Explanation:").strip() for x in lines if x.startswith("Explanation:")]
     plain = [x for x in lines if not x.startswith(("backend=", "This higher order operator"))]
     cause = (told or plain or [name])[0]
     cause = cause if len(cause) <= 200 else cause[:197] + "..."
-    return f"{cause.rstrip('.')}{_place(text)}"
+    return f"torch's compiler cannot take it ({cause.rstrip('.')}){place}"
 
 
 def _place(text: str) -> str:
     """The user's line that could not be traced."""
     _, _, trace = text.partition("from user code:")
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.+)', trace)
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+|<\w+>)\n\s*(.+)', trace)
     own = [x for x in frames if not re.search(r"[\\/](dxdt[\\/]solve|torch)[\\/]", x[0])]
     if not own:
         return ""
     _, line, function, code = own[-1]
     return f" (line {line} in {function}: {code.strip()})"
+
+
+def _name(field: Any) -> str:
+    """The name of a field, or of the fields of an equation."""
+    if isinstance(field, tuple):
+        return " and ".join(_name(f) for f in field)
+    if isinstance(field, partial):
+        return _name(field.func)
+    name = getattr(field, "__qualname__", type(field).__qualname__)
+    return name.replace(".<locals>", "")

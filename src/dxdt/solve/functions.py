@@ -13,7 +13,7 @@ import torch
 
 from dxdt.ops.native import backend
 from dxdt.solve.entries import Entries
-from dxdt.solve.fallback import CannotCompile, why
+from dxdt.solve.fallback import CannotCompile, hushed, why
 
 __all__ = ["Functions"]
 
@@ -28,10 +28,12 @@ class Functions:
     Attributes:
         made: by name.
         failed: those that have no compiled form, and why.
+        called: those that were called before.
     """
 
     made: dict[str, Entries]
     failed: dict[str, str] = field(default_factory=dict[str, str])
+    called: set[str] = field(default_factory=set[str])
 
     @classmethod
     def of(cls, program: Any, **methods: Callable[..., Any]) -> Functions:
@@ -47,7 +49,11 @@ class Functions:
         if name in self.failed:
             raise CannotCompile(self.failed[name])
         try:
-            return self.made[name](*given)
+            if name in self.called:
+                return self.made[name](*given)
+            self.called.add(name)
+            with hushed():
+                return self.made[name](*given)
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):
                 raise

@@ -19,6 +19,7 @@ from dxdt.ops.tree import flatten, tree_map
 from dxdt.solve.equation import ODE, _filled
 from dxdt.solve.identity import identified
 from dxdt.solve.plan import Plan
+from dxdt.solve.untouched import untouched
 
 __all__ = ["keep_numbers", "lift"]
 
@@ -29,8 +30,8 @@ _met: dict[Any, tuple[float, ...] | None] = {}
 _fixed: set[Any] = set()
 
 
-def lift(plan: Plan) -> Plan:
-    """The plan with its numbers as tensors, if they vary."""
+def lift(plan: Plan, y: torch.Tensor) -> Plan:
+    """The plan with its numbers as tensors, if they vary and the field takes tensors for them."""
     equation = plan.equation
     if type(equation.equation) is not ODE:
         return plan
@@ -46,12 +47,28 @@ def lift(plan: Plan) -> Plan:
         _met[key] = numbers
     if _met[key] == numbers:
         return plan
-    _met[key] = None
+    first, _met[key] = _met[key] is not None, None
     args = tree_map(lambda x: _tensor(x) if isinstance(x, float) else x, equation.args)
     memo = {**equation.outlook.memo, "identity": (identified(plan), "numbers as inputs")}
     outlook = replace(equation.outlook, memo=memo)
     equation = replace(equation, equation=ODE(_lifted(equation.equation.field)), args=args, outlook=outlook)
-    return replace(plan, equation=equation)
+    lifted = replace(plan, equation=equation)
+    if first and not _agree(plan, lifted, y):
+        keep_numbers(plan)
+        return plan
+    return lifted
+
+
+def _agree(plan: Plan, lifted: Plan, y: torch.Tensor) -> bool:
+    """Whether the field answers as before with tensors for its numbers: a ``isinstance`` may tell them apart."""
+    with untouched(plan):
+        (given,) = plan.equation.probe(plan.span.t0, y.detach().clone())
+    try:
+        with untouched(lifted):
+            (other,) = lifted.equation.probe(plan.span.t0, y.detach().clone())
+    except Exception:  # the field's own, whatever it is: it needs a Python number
+        return False
+    return torch.allclose(given, other, rtol=1e-3, atol=1e-6, equal_nan=True)
 
 
 def keep_numbers(plan: Plan) -> None:
