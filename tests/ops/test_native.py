@@ -88,7 +88,13 @@ def elements(value, x, y):
             torch.lerp(x, y, p),
         ),
         *(torch.div(x, 0.3, rounding_mode="floor"), torch.div(x, y, rounding_mode="trunc"), x // -0.25, x % 0.7, x % y),
-        *(torch.fmod(x, 0.4), torch.fmod(x, y), -x % -0.3, (3 * y).floor() // 3, torch.div(x, 0 * y, rounding_mode="floor")),
+        *(
+            torch.fmod(x, 0.4),
+            torch.fmod(x, y),
+            -x % -0.3,
+            (3 * y).floor() // 3,
+            torch.div(x, 0 * y, rounding_mode="floor"),
+        ),
         *(torch.logical_or(x > 0, y > 0).to(x), torch.logical_not(x > 0).to(x), torch.nn.functional.elu(x)),
     ]
     return torch.stack(parts) + 0.5 * value

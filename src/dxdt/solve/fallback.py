@@ -58,6 +58,7 @@ _MEANINGS = tuple(
             "C\\+\\+ compiler|CppCompileError",
             "there is no working C++ compiler: install g++ or clang++, or set CXX to one",
         ),
+        (r"raised exception (\w+)", r"it raises \1"),
         ("support aliasing", "an operation in it has outputs that share memory, which torch's loops do not take"),
     )
 )

@@ -37,7 +37,7 @@ class Seeds:
 
 @contextmanager
 def untouched(plan: Plan) -> Generator[Seeds]:
-    """A block that evaluates the fields of a plan: counts, random numbers and what modules hold are restored after it."""
+    """A block that evaluates the fields of a plan, after which counts, seeds and what modules hold are as before."""
     meter, seeds = plan.equation.meter, Seeds()
     assert meter is not None
     count = meter.evaluations
