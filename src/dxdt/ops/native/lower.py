@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from dxdt.ops.native.forms import Form, Kind, form_of
-from dxdt.ops.native.pointwise import COMPARISONS, LOGIC, POINTS, power
+from dxdt.ops.native.pointwise import COMPARISONS, LOGIC, POINTS, ROUNDED, SAID, power
 from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work, literal
 
 __all__ = ["Lowered", "Put", "sizes_of"]
@@ -23,8 +23,6 @@ _VIEWS = {
     *(aten.split_with_sizes, aten.diagonal),
 }
 _FULL = {aten.full, aten.full_like, aten.scalar_tensor, aten.zeros_like, aten.ones_like, aten.zeros, aten.ones}
-# What may be told of an operation on elements besides its operands: its value says it too.
-_SAID = {"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"}
 # Terms of a batch of products that are written out.
 _TERMS = 32
 
@@ -96,8 +94,11 @@ class Lowered:
         """The value of an operation of aten."""
         if packet in _VIEWS:
             return self._view(target, args, kw, value)
+        rounded = ROUNDED.get((packet, kw.get("rounding_mode")))
+        if rounded is not None and value.dtype.is_floating_point:  # integers may be divided by zero
+            return self.point(value, args, rounded)
         if packet in POINTS:
-            if kw.keys() - _SAID:
+            if {k for k, v in kw.items() if v is not None} - SAID:
                 raise Unsupported(f"{target} with {', '.join(kw)}")
             if packet in _ALIASES:
                 return self._same(value, args[0])
@@ -176,19 +177,6 @@ class Lowered:
             return self.point(value, [number.spread(tuple(value.shape))], lambda t, x: x)
         number = int(number) if value.dtype in (torch.int64, torch.int32) else number
         return self.new(value, Work("point", tuple(value.shape), (), lambda: literal(number, kind)))
-
-    def _quotient(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
-        """A division, rounded or not, and what it leaves."""
-        whole = target.overloadpacket is not aten.div or kw.get("rounding_mode") is not None
-        if whole and not value.dtype.is_floating_point:
-            raise Unsupported("a division of integers, which may be one by zero")
-        if target.overloadpacket in (aten.fmod, aten.remainder):
-            name = target.overloadpacket.__name__
-            return self.point(value, args, lambda t, a, b: f"f_{name}({a}, {b})")
-        mode = kw.get("rounding_mode")
-        if mode == "floor":
-            return self.point(value, args, lambda t, a, b: f"f_floor_divide({a}, {b})")
-        return self.point(value, args, lambda t, a, b: f"f_trunc({a} / {b})" if mode == "trunc" else f"({a} / {b})")
 
     def _add(self, target: Any, args: list[Any], kw: dict[str, Any], value: Tensor) -> View:
         a, b, sign = args[0], args[1], "+" if target.overloadpacket is aten.add else "-"
@@ -451,7 +439,6 @@ _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((aten.bmm, aten.baddbmm), Lowered._bmm),
     **dict.fromkeys((aten.select_scatter, aten.slice_scatter), Lowered._scatter),
     **dict.fromkeys((aten.index, aten.index_select), Lowered._index),
-    **dict.fromkeys((aten.div, aten.fmod, aten.remainder), Lowered._quotient),
     aten.where: Lowered._where,
     aten.pow: Lowered._pow,
     aten.clamp: Lowered._clamp,

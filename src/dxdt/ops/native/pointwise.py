@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["COMPARISONS", "LOGIC", "POINTS", "power"]
+__all__ = ["COMPARISONS", "LOGIC", "POINTS", "ROUNDED", "SAID", "power"]
 
 aten = torch.ops.aten
 
@@ -26,6 +26,7 @@ def _infix(sign: str) -> Callable[..., str]:
 
 POINTS: dict[Any, Callable[..., str]] = {
     aten.mul: _infix("*"),
+    aten.div: _infix("/"),
     aten.neg: lambda t, x: f"(-{x})",
     aten.abs: _call("abs"),
     aten.reciprocal: lambda t, x: f"(({t})1 / {x})",
@@ -52,6 +53,17 @@ POINTS: dict[Any, Callable[..., str]] = {
     },
 }
 """From the type and the operands, cast to it, to an expression; by operator packet."""
+
+SAID = {"dtype", "layout", "device", "pin_memory", "non_blocking", "memory_format"}
+"""What may be told of these besides their operands, because their value says it too."""
+
+ROUNDED: dict[Any, Callable[..., str]] = {
+    (aten.div, "floor"): _call("floor_divide"),
+    (aten.div, "trunc"): lambda t, a, b: f"f_trunc({a} / {b})",
+    (aten.fmod, None): _call("fmod"),
+    (aten.remainder, None): _call("remainder"),
+}
+"""Quotients of floating-point numbers and what they leave, by operator and rounding mode."""
 
 COMPARISONS: dict[Any, Callable[..., str]] = {
     aten.eq: _infix("=="),
