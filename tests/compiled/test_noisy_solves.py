@@ -137,3 +137,25 @@ def test_generated_code(driver, strict, fresh):
     options = dict(args=(a,), solver=Milstein(), driver=driver, dt=0.1, per_sample=True)
     one, other = (dxdt.solve(eq, y0, (0.5, -0.7), compile=c, **options).y1 for c in (True, False))
     assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+def times_pulled(compile, driver, per_sample):
+    net = torch.nn.Linear(2, 2, dtype=F64)
+    net.load_state_dict({"weight": torch.tensor([[0.3, -0.5], [0.7, 0.2]]), "bias": torch.tensor([0.1, -0.2])})
+    y0 = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    inputs = [y0, torch.tensor(0.1, dtype=F64), torch.tensor(1.0, dtype=F64), *net.parameters()]
+    y, t0, t1, *_ = (x.requires_grad_() for x in inputs)
+    equation = SDE(lambda t, y: torch.tanh(net(y)), lambda t, y: 0.3 + 0.1 * torch.sin(y), Diagonal(), Stratonovich())
+    options = dict(dt=0.17, solver=StochasticHeun(), driver=driver, save=[0.3, 0.6, 1.0], per_sample=per_sample)
+    rule = None if compile else dxdt.Checkpointed()
+    sol = dxdt.solve(equation, y, (t0, t1), gradient=rule, compile=compile, **options)
+    return torch.autograd.grad(sol.ys.sin().sum(), inputs)
+
+
+@pytest.mark.parametrize(
+    ("driver", "per_sample"), [(Increments(3), True), pytest.param(Brownian(3), False, marks=pytest.mark.slow)]
+)
+def test_gradients_of_the_ends_of_the_span(driver, per_sample, strict, fresh):
+    """By generated code, for a field of a module: products inside a derivative that is traced."""
+    for one, other in zip(*(times_pulled(c, driver, per_sample) for c in (True, False)), strict=True):
+        assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)

@@ -128,7 +128,7 @@ class _Task:
         times = TimeCotangents.of(self.inputs, self.plan, forward.tape)
         for entry in self._entries(given, times):
             taken = entry.taken()
-            clocks = None if times is None else times.buffers(taken.t)
+            clocks = None if times is None else times.masks(entry.kept())
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
             last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
@@ -136,9 +136,10 @@ class _Task:
                 self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise
             )
             gy, *rest = program.pull(self.plan.equation.layout, pulled)
+            if times is not None:
+                start, end, *rest = rest
+                times.enter(start, end)
             totals = tuple(rest)
-            if times is not None and clocks is not None:
-                times.enter(entry.kept(), clocks)
         return [
             gy,
             *(() if times is None else times.found()),

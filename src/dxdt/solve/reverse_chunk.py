@@ -154,8 +154,9 @@ def reverse(
 ) -> Any:
     """Cotangents of the start of a chunk and of what its steps share, from those of its end.
 
-    ``last`` is the place of the last step in ``taken``. Those of the starts and lengths of its
-    steps are written into ``clocks``, two buffers ``(K, R)``, where they are wanted.
+    ``last`` is the place of the last step in ``taken``. Where derivatives for times are wanted, ``clocks`` says
+    which steps begin at t0 and which end at t1, ``(K, R)`` each, and two cotangents ``(R,)`` of t0 and t1 follow
+    that of the start. Nothing is written in place: what the compiler makes of that fails inside derivatives.
     """
     gy = gy.reshape(layout.rows, layout.size)
     rows_of = opened(form, layout, holder, args, names)
@@ -181,21 +182,24 @@ def reverse(
             assert taken.coefficients is not None
             held = taken.coefficients.index_select(0, slot)[0]
             cots.append(held.reshape(held.shape[0], *gy.shape))
+        moved, totals = totals[: len(ends)], totals[len(ends) :]
         if clocks is None:
             back, *rest = pull(lambda *at: step(path, index, t, dt, *at), (y, *shared), tuple(cots))
         else:
             gt, gdt, back, *rest = pull(lambda *at: step(path, index, *at), (t, dt, y, *shared), tuple(cots))
-            clocks[0].index_put_((i,), torch.where(dt != 0, gt, 0.0))
-            clocks[1].index_put_((i,), torch.where(dt != 0, gdt, 0.0))
+            fresh, last = (x.index_select(0, slot)[0] for x in clocks)
+            moved = moved[0] + torch.where(fresh, gt - gdt, 0.0), moved[1] + torch.where(last, gdt, 0.0)
         return (
             i - 1,
             torch.where(ok, back + begin_, gy),
+            *moved,
             *(a + b for a, b in zip(totals, rest, strict=True)),
         )
 
+    ends = () if clocks is None else (torch.zeros_like(taken.t[0]), torch.zeros_like(taken.t[0]))
     compiling = torch.compiler.is_dynamo_compiling()
     pull, loop = (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
-    return loop(keeps, body, (last.clone(), gy.clone(), *(x.clone() for x in totals)))[1:]
+    return loop(keeps, body, (last.clone(), gy.clone(), *ends, *(x.clone() for x in totals)))[1:]
 
 
 class _Made:

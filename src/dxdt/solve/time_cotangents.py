@@ -89,20 +89,19 @@ class TimeCotangents:
             column = row if self.moments.shape[1] > 1 else row * 0
             self.moments.index_put_((index, column), turned, accumulate=True)
 
-    def buffers(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the program writes the cotangents of starts and lengths of the chunk's steps."""
-        size = max(2, len(t)), t.shape[1]
-        pair = (torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64))
+    def masks(self, kept: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Which of the attempts ``kept`` begin at t0, and which end at t1."""
+        kept = kept if len(kept) > 1 else np.repeat(kept, 2)
+        pair = torch.from_numpy(self._fresh[kept]), torch.from_numpy(self._last[kept])
         any_length(pair)
         return pair
 
-    def enter(self, kept: np.ndarray, clocks: tuple[Tensor, Tensor]) -> None:
-        """Give what the program found, at the attempts ``kept``, to the ends of the span."""
-        index = torch.from_numpy(kept)
-        start, length = (d.index_add(0, index, c[: len(kept)]) for d, c in zip(self._direct, clocks, strict=True))
+    def enter(self, start: Tensor, end: Tensor) -> None:
+        """Add what the program found for t0 and t1, ``(R,)`` each, and what saved values say of them."""
+        begun, length = self._direct
         fresh, last = torch.from_numpy(self._fresh), torch.from_numpy(self._last)
-        self.t0 = self.t0 + torch.where(fresh, start - length, 0.0).sum(0)
-        self.end = self.end + torch.where(last, length, 0.0).sum(0)
+        self.t0 = self.t0 + start + torch.where(fresh, begun - length, 0.0).sum(0)
+        self.end = self.end + end + torch.where(last, length, 0.0).sum(0)
 
     def found(self) -> list[Tensor | None]:
         """The cotangents in the order of the inputs."""
