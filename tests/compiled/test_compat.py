@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import dxdt
 from dxdt.compat.torchdiffeq import odeint, odeint_adjoint
 
 
@@ -92,3 +93,59 @@ def test_callbacks_are_called(fresh):
     with torch.no_grad(), pytest.warns(RuntimeWarning, match="callbacks"):
         odeint(Seen(), torch.rand(3, dtype=torch.float64), torch.linspace(0, 1, 4), options={"compile": True})
     assert len(seen) > 1
+
+
+ADJOINTS = {
+    "full-norm": (Field, {}),
+    "seminorm-tuple": (Pair, dict(adjoint_options={"norm": "seminorm"})),
+    "other-method": (Field, dict(adjoint_rtol=1e-4, adjoint_method="bosh3", adjoint_options={"first_step": 0.05})),
+    "fixed-steps": (Field, dict(method="rk4", options={"step_size": 0.1})),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "seminorm-tuple" else pytest.param(n, marks=pytest.mark.slow) for n in ADJOINTS]
+)
+def test_the_adjoint_compiles(name, traced, strict):
+    """Both solves by a program each, with the options of each; gradients for times too."""
+    kind, options = ADJOINTS[name]
+    func, found = kind(), []
+    for compile in (True, False):
+        y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
+        t = torch.linspace(0, 1, 4, dtype=torch.float64, requires_grad=True)
+        with dxdt.compiling(compile):
+            ys = odeint_adjoint(func, (y0, y0[0]) if kind is Pair else y0, t, rtol=1e-5, atol=1e-6, **options)
+        loss = sum(y.sin().sum() for y in (ys if isinstance(ys, tuple) else (ys,)))
+        found.append(torch.autograd.grad(loss, [y0, t, *func.parameters()]))
+    assert len(traced) == 2
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+def test_training_by_the_adjoint_is_one_program(traced, strict):
+    """A hundred steps of training: one program forward, one backward, whatever the number of times."""
+    func, losses = Field(), []
+    optimiser = torch.optim.SGD(func.parameters(), lr=0.1)
+    for i in range(100):
+        t = torch.linspace(0, 1, 2 + i % 3, dtype=torch.float64)
+        options = dict(method="rk4", options={"step_size": 0.5, "compile": True})
+        loss = odeint_adjoint(func, torch.ones(3, dtype=torch.float64), t, **options)[-1].square().sum()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert len(traced) == 2 and losses[-1] < losses[0]
+
+
+def test_what_of_the_adjoint_runs_eager_says_so(fresh):
+    rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    t, y0 = torch.linspace(0, 1, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    with dxdt.compiling():
+        ys = odeint_adjoint(lambda t, y: -rate * y, y0, t, adjoint_params=(rate,))
+        with pytest.warns(RuntimeWarning, match="belongs to no module of the field"):
+            ys.sum().backward()
+        field = Field()
+        ys = odeint_adjoint(field, torch.ones(3, dtype=torch.float64), t, method="rk4", options={"step_size": 0.5})
+        with pytest.warns(RuntimeWarning, match="second derivatives through odeint_adjoint"):
+            torch.autograd.grad(ys.sum(), list(field.parameters()), create_graph=True)
+    assert rate.grad is not None and rate.grad.isfinite()

@@ -24,7 +24,7 @@ from dxdt.ops.clock import START, Ticks, moments
 from dxdt.ops.tree import Layout, Tree
 from dxdt.solve.noise import Diagonal, Noise
 
-__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Outlook", "Rows", "Stratonovich"]
+__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Outlook", "Rows", "Stratonovich", "modules_of"]
 
 Field: TypeAlias = Callable[..., Any]
 """A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
@@ -113,14 +113,15 @@ def constants() -> Any:
     return torch._C._DisableFuncTorch() if transformed else nullcontext()
 
 
-def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
+def modules_of(f: Any, depth: int = 2) -> Iterator[nn.Module]:
+    """Modules that a callable is, is a method of, or closes over."""
     if isinstance(f, nn.Module):
         yield f
         return
     if isinstance(f, partial):
         for value in (f.func, *f.args, *f.keywords.values()):
             if isinstance(value, (nn.Module, partial)) or hasattr(value, "__code__"):
-                yield from _modules(value, depth)
+                yield from modules_of(value, depth)
         return
     owner, code = getattr(f, "__self__", None), getattr(f, "__code__", None)
     if isinstance(owner, nn.Module):
@@ -129,7 +130,7 @@ def _modules(f: Any, depth: int) -> Iterator[nn.Module]:
         return
     for value in (*held(f), *(f.__globals__.get(name) for name in code.co_names)):
         if isinstance(value, nn.Module) or hasattr(value, "__code__"):
-            yield from _modules(value, depth - 1)
+            yield from modules_of(value, depth - 1)
 
 
 def held(f: Any) -> Iterator[Any]:
@@ -309,7 +310,7 @@ class Rows:
     def modules(self) -> Iterator[nn.Module]:
         """Modules among the user's callables: themselves, what they are methods of, what they close over."""
         for f in self.equation.fields:
-            yield from _modules(f, depth=2)
+            yield from modules_of(f)
 
     def parameters(self) -> list[Tensor]:
         """Parameters of the modules that require a gradient, each once."""

@@ -18,8 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxdt.compat.torchdiffeq.odeint import solved
-from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem, Start, largest_rms, real_dtype
+from dxdt.compat.torchdiffeq.adjoint_field import AdjointNorm, EntriesNorm, Shapes, traceable
+from dxdt.compat.torchdiffeq.odeint import ended, solved
+from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem, Start, real_dtype
+from dxdt.solve.compiling import is_compiling
+from dxdt.solve.fallback import CannotCompile, warn_once
 
 __all__ = ["odeint_adjoint"]
 
@@ -73,6 +76,9 @@ def odeint_adjoint(
     inferred = {k: v for k, v in problem.options.items() if k != "norm"}
     back = dict(inferred if adjoint_options is None else adjoint_options)
     back["norm"] = _norm(back.get("norm"), problem)
+    # As the solve itself, also where the block of ``compiling`` has been left before the backward pass.
+    forward = problem.options.get("compile")
+    back.setdefault("compile", is_compiling() if forward is None else forward)
     task = Task(
         problem,
         _per_state(rtol if adjoint_rtol is None else adjoint_rtol, problem),
@@ -109,32 +115,14 @@ def _per_state(tolerance: Any, problem: Problem) -> Any:
 
 def _norm(given: Any, problem: Problem) -> Callable[[Any], Any]:
     """The norm of the adjoint state ``(t, y, adjoint of y, *adjoints of parameters)``."""
-    start, state_norm = problem.start, problem.norm()
-
-    def of_state(flat: Tensor) -> Tensor:
-        return torch.as_tensor(state_norm(start.shaped(flat)), device=flat.device)
-
-    def semi(parts: tuple[Tensor, ...]) -> Tensor:
-        t, y, adjoint, *_ = parts
-        return torch.stack([t.abs(), of_state(y).abs(), of_state(adjoint).abs()]).amax()
-
-    def full(parts: tuple[Tensor, ...]) -> Tensor:
-        return torch.maximum(semi(parts), largest_rms(parts[3:])) if parts[3:] else semi(parts)
-
+    start, shapes = problem.start, Shapes.of(problem.start)
     if given is None:
-        return full
+        return AdjointNorm(shapes, problem.norm(), full=True)
     if isinstance(given, str):
         if given != "seminorm":
             raise ValueError(f"adjoint norm '{given}' is unknown: give 'seminorm' or a function")
-        return semi
-    if not start.is_tuple:
-        return given
-
-    def of_entries(parts: tuple[Tensor, ...]) -> Any:
-        t, y, adjoint, *rest = parts
-        return given((t, *start.shaped(y), *start.shaped(adjoint), *rest))
-
-    return of_entries
+        return AdjointNorm(shapes, problem.norm(), full=False)
+    return EntriesNorm(shapes, given) if start.is_tuple else given
 
 
 @dataclass
@@ -194,8 +182,18 @@ class Task:
         grads = [torch.zeros_like(x) if g is None else g for g, x in pairs]
         return (grads[0], value if graph else value.detach(), *grads[1:])
 
-    def dynamics(self, params: tuple[Tensor, ...], time: bool, graph: bool) -> Callable[..., tuple[Tensor, ...]]:
-        """Right-hand side of the adjoint state."""
+    def dynamics(
+        self, options: dict[str, Any], params: tuple[Tensor, ...], time: bool, graph: bool
+    ) -> tuple[Callable[..., tuple[Tensor, ...]], dict[str, Any]]:
+        """Right-hand side of the adjoint state, and the options of its solve."""
+        if options["compile"]:
+            try:
+                if graph:
+                    raise CannotCompile("second derivatives through odeint_adjoint have no compiled form")
+                return traceable(self.problem, params, time), options
+            except CannotCompile as error:
+                warn_once(str(error))
+        options = {**options, "compile": False}
 
         def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             _, y, adjoint, *_ = state
@@ -203,7 +201,7 @@ class Task:
                 return _Pull.apply(self, time, t, y, adjoint, *params)
             return self.pull(time, False, _leaf(t), _leaf(y), adjoint, params)
 
-        return right
+        return right, options
 
     def back(
         self,
@@ -213,12 +211,11 @@ class Task:
         t: Tensor,
     ) -> list[Tensor]:
         """The adjoint state at the earlier of two times, from that at the later."""
-        options = {**options, "compile": False}  # the field above differentiates, which is not traced
         problem = Problem(
             *(right, Start(state), t, self.rtol, self.atol, self.method, options, None),
             self.callbacks,
         )
-        return [x[1] for x in solved(problem)]
+        return list(ended(problem))
 
 
 class _Pull(torch.autograd.Function):
@@ -275,7 +272,7 @@ class _Adjoint(torch.autograd.Function):
         graph = torch.is_grad_enabled()
         with torch.set_grad_enabled(graph):
             timed = ctx.needs_input_grad[3]
-            right = task.dynamics(tuple(params), timed, graph)
+            right, options = task.dynamics(ctx.adjoint_options, tuple(params), timed, graph)
             g = given[-1]
             real = real_dtype(ys.dtype)
             adjoint, sums = g[-1], [torch.zeros_like(p) for p in params]
@@ -290,7 +287,7 @@ class _Adjoint(torch.autograd.Function):
                 state = (lead, ys[i], adjoint, *sums)
                 pair = times[i - 1 : i + 1].flip(0)
                 pair = pair if graph else pair.detach()
-                lead, _, adjoint, *sums = task.back(ctx.adjoint_options, right, state, pair)
+                lead, _, adjoint, *sums = task.back(options, right, state, pair)
                 adjoint = adjoint + g[i - 1]
             grad_t = None
             if timed:

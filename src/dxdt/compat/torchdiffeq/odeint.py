@@ -20,7 +20,7 @@ from dxdt.compat.torchdiffeq.problem import Problem, real_dtype, translated
 from dxdt.compat.torchdiffeq.scipy_solver import solve_with_scipy
 from dxdt.solve import ODE, Constant, Direct, Event, Save, Solution, SolveError, solve
 
-__all__ = ["odeint", "odeint_dense", "odeint_event", "solved"]
+__all__ = ["ended", "odeint", "odeint_dense", "odeint_event", "solved"]
 
 _MOST_STEPS = 2**31 - 1
 _MOST_FIXED = 20000
@@ -130,6 +130,16 @@ def solved(problem: Problem) -> Any:
         if "max_order" not in method.options and not any(k in problem.options for k in given):
             return _interval_by_interval(problem, method)
     return _solution(problem, method, Save(times=problem.t)).ys
+
+
+def ended(problem: Problem) -> Any:
+    """The value at the last time, and nothing kept on the way there."""
+    method = method_of(problem)
+    method.check(problem)
+    if method.solver is None:
+        values = solve_with_scipy(problem)
+        return tuple(x[-1] for x in values) if problem.start.is_tuple else values[-1]
+    return _solution(problem, method, Save(end=True)).y1
 
 
 def _solution(
