@@ -331,3 +331,25 @@ def test_a_block_that_compiles(traced, strict):
     assert len(traced) == 1
     dxdt.solve(ODE(lambda t, y: -2 * y), y, (0.0, 1.0), **options)
     assert len(traced) == 1
+
+
+def test_a_tensor_that_begins_to_require_a_gradient(traced):
+    """A field like one that was looked at is not evaluated again: what its program reads is."""
+
+    def pull(rate, **options):
+        y = torch.tensor(START, requires_grad=True)
+        options = {"solver": Heun(), "dt": 0.2, "compile": True, **options}
+        sol = dxdt.solve(ODE(lambda t, y: -rate * y), y, (0.0, 1.0), **options)
+        return torch.autograd.grad(sol.ys.sum(), (y, rate) if rate.requires_grad else y)
+
+    pull(torch.tensor(0.5))
+    wanted = pull(torch.tensor(0.5, requires_grad=True), compile=False)
+    with pytest.raises(ValueError, match="requires a gradient but is not an input"):
+        pull(torch.tensor(0.5, requires_grad=True), gradient=dxdt.Checkpointed())
+    for words in ("requires a gradient but is not an input", None):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            given = pull(torch.tensor(0.5, requires_grad=True))
+        assert [g.tolist() for g in given] == [w.tolist() for w in wanted]
+        assert bool(seen) == bool(words) and all(words in str(w.message) for w in seen)
+        pull(torch.tensor(0.5))

@@ -8,7 +8,8 @@ added to a half-precision state is lost; the field always sees the leaves as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeAlias
 
@@ -64,6 +65,7 @@ class Layout:
     whole: tuple[int, ...] = field(init=False, repr=False)
     bare: bool = field(init=False, repr=False)
     _reals: tuple[torch.dtype, ...] = field(init=False, repr=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Plain attributes, because a compiler does not see through cached properties.
@@ -74,6 +76,10 @@ class Layout:
         object.__setattr__(self, "bare", bare)
         object.__setattr__(self, "_reals", tuple(_real(d) for d in self.dtypes))
         object.__setattr__(self, "aliased", single and bare and whole == (self.rows, self.size))
+        object.__setattr__(self, "_hash", hash((self.shapes, self.dtypes, self.rows, self.per_sample, self.device)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def of(cls, tree: Tree, *, per_sample: bool, what: str = "y0") -> Layout:
@@ -83,7 +89,13 @@ class Layout:
             TypeError: a leaf is not a real or complex floating-point tensor.
             ValueError: no leaves, several devices, or batch axes of different length.
         """
+        if isinstance(tree, Tensor):
+            return _of_tensor(tree.shape, tree.dtype, tree.device, per_sample, what)
         flat, spec = flatten(tree)
+        return cls._of(flat, spec, per_sample, what)
+
+    @classmethod
+    def _of(cls, flat: list[Any], spec: pytree.TreeSpec, per_sample: bool, what: str) -> Layout:
         _check_leaves(flat, per_sample, what)
         batch = flat[0].shape[0] if per_sample else 1
         shapes = tuple(tuple(x.shape[1:] if per_sample else x.shape) for x in flat)
@@ -212,6 +224,13 @@ class Layout:
                     f"{what} is {x.dtype} but the state is {self.dtypes[i]}, so every step would lose precision: "
                     f"give y0 in {x.dtype}, or return {self.dtypes[i]}"
                 )
+
+
+@lru_cache(maxsize=256)
+def _of_tensor(shape: torch.Size, dtype: torch.dtype, device: torch.device, per_sample: bool, what: str) -> Layout:
+    """One layout for all states that are tensors of a kind."""
+    like = torch.empty(shape, dtype=dtype, device="meta")
+    return replace(Layout._of([like], flatten(like)[1], per_sample, what), device=device)
 
 
 def _promote(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.axes import leave_open
 from dxdt.solve.controller import Constant, Grid
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.plan import Plan
@@ -74,7 +75,7 @@ def _any_length(drawn: Any) -> None:
         return _any_length(inner)
     for x in (drawn.z, drawn.y):
         if x is not None:
-            torch._dynamo.mark_dynamic(x, 0)
+            leave_open(x, 0)
     return None
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from dxdt.ops.axes import leave_open
 from dxdt.ops.tree import Layout, flatten
 
 __all__ = ["Batch"]
@@ -72,5 +72,5 @@ def _open(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     # Another object, because the mark would stay on the user's.
     marked, x = getattr(x, "_dynamo_dynamic_indices", ()), x.detach()
     for axis in (*marked, *axes):
-        torch._dynamo.mark_dynamic(x, axis)
+        leave_open(x, axis)
     return x

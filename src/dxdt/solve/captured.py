@@ -11,7 +11,7 @@ from torch import Tensor
 from dxdt.solve.gradient import Inputs
 from dxdt.solve.plan import Plan
 
-__all__ = ["captured"]
+__all__ = ["captured", "lost"]
 
 
 def captured(plan: Plan, inputs: Inputs) -> None:
@@ -39,11 +39,16 @@ def captured(plan: Plan, inputs: Inputs) -> None:
     known = {id(x) for x in (y, *inputs.tensors())}
     for leaf in _leaves_of(values):
         if id(leaf) not in known:
-            raise ValueError(
-                f"the field uses a tensor of shape {tuple(leaf.shape)} that requires a gradient but is not an input of "
-                f"the solve, so its gradient would be lost: pass it in args=, list it in params=, make it a parameter "
-                f"of the field's module, or use gradient=dxdt.Direct()"
-            )
+            raise lost(leaf)
+
+
+def lost(x: Tensor) -> ValueError:
+    """The error of a field that uses a tensor whose gradient would be lost."""
+    return ValueError(
+        f"the field uses a tensor of shape {tuple(x.shape)} that requires a gradient but is not an input of "
+        f"the solve, so its gradient would be lost: pass it in args=, list it in params=, make it a parameter "
+        f"of the field's module, or use gradient=dxdt.Direct()"
+    )
 
 
 def _leaves_of(values: Iterable[Tensor]) -> Iterable[Tensor]:

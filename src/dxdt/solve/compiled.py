@@ -157,7 +157,7 @@ class Forward:
             self.attempts += chunk.used
             self.carry = chunk.carry
         assert self.carry is not None
-        carry = _on_host(self.carry, plan)
+        carry = _on_host(self.carry)
         self._count(y, dt)
         values = torch.cat(self.values) if self.values else None
         starts = torch.cat(self.starts) if self.starts else None
@@ -176,14 +176,16 @@ class Forward:
     def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records, used, recorder = chunk.records, chunk.used, self.recorder
         assert records is not None
+        if self.keep:
+            self.tape.append((records, used))
+            self.noises.append(chunk.noise)
+        if not (recorder.wants or self.plan.controller.jumps):
+            return t, accepted
         ok = records.dt[:used].numpy() != 0
         end = records.end[:used].numpy()
         if self.plan.controller.jumps:
             following = np.concatenate([records.t[1:used].numpy(), chunk.carry.t[None].numpy()])
             self.jumps += int((ok & (following != end)).any(1).sum())
-        if self.keep:
-            self.tape.append((records, used))
-            self.noises.append(chunk.noise)
         if recorder.dense:
             self._path(records, used, ok, end)
         if recorder.times is not None:
@@ -264,12 +266,11 @@ def _due(times: SaveTimes, end: np.ndarray, ok: np.ndarray) -> tuple[np.ndarray,
     return slot, row, index, wanted
 
 
-def _on_host(carry: Carry, plan: Plan) -> Carry:
-    """The final carry with its clocks on the host."""
-    joint = not plan.equation.layout.per_sample
-    names = ("t", "dt", "status", "attempts", "accepted")
-    host = {name: getattr(carry, name).numpy() for name in names}
-    return carry._replace(**{k: v[0] if joint else v for k, v in host.items()})
+def _on_host(carry: Carry) -> Carry:
+    """The final carry with its clocks on the host, ``(R,)``."""
+    clocks = (carry.t, carry.dt, carry.status, carry.attempts, carry.accepted)
+    t, dt, status, attempts, accepted = (x.numpy() for x in clocks)
+    return carry._replace(t=t, dt=dt, status=status, attempts=attempts, accepted=accepted)
 
 
 def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False) -> Outcome:

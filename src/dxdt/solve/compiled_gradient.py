@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,19 +17,25 @@ from torch import Tensor
 
 from dxdt.ops.clock import from_host
 from dxdt.ops.tree import tree_map
-from dxdt.solve.captured import captured
+from dxdt.solve.captured import captured, lost
 from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
 from dxdt.solve.compiled_event import Met, tied
 from dxdt.solve.engine import Program, Records, prepare
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
+from dxdt.solve.identity import identified
 from dxdt.solve.plan import Plan
+from dxdt.solve.reads import reads
 from dxdt.solve.record import Recorder
 from dxdt.solve.reverse_chunk import Holder, Pulled, Taken, hold
 from dxdt.solve.time_cotangents import TimeCotangents
 
 __all__ = ["look", "recomputed"]
+
+# Fields whose graph was looked at, by what identifies them.
+_looked: dict[Any, None] = {}
+_FIELDS = 256
 
 
 def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
@@ -44,9 +50,11 @@ def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, r
             raise CannotCompile(f"gradients through {type(plan.solver).__name__} have no compiled form yet")
         _look_at_events(plan, inputs, recorder)
         check_field(plan, inputs.y)
-        look(plan, inputs, gradient)
+        look(plan, inputs, gradient, once=True)
         task = _Task(plan, inputs, dt, recorder)
-        y, values, starts, coefficients, *met = _Function.apply(task, *inputs.tensors())
+        with reads() as read:
+            y, values, starts, coefficients, *met = _Function.apply(task, *inputs.tensors())
+        _look_at_reads(plan, inputs, read, gradient)
     assert task.forward is not None and task.forward.carry is not None
     outcome = Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
     return tied(outcome, task.forward.lookout, (met[0], met[1])) if task.forward.lookout is not None else outcome
@@ -66,24 +74,49 @@ def _look_at_events(plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
         )
 
 
-def look(plan: Plan, inputs: Inputs, gradient: Gradient | None) -> None:
+def look(plan: Plan, inputs: Inputs, gradient: Gradient | None, once: bool = False) -> None:
     """Refuse a field that depends on tensors which a recomputing rule would lose.
+
+    With ``once`` a field like one that was looked at is not evaluated: what its program reads tells as well.
 
     Raises:
         CannotCompile: it does, and no rule was asked for, so that the eager default can serve.
         ValueError: it does, but such a rule was asked for.
     """
+    key = identified(plan), plan.equation.layout
+    if once and key in _looked and plan.watch is None:
+        return
     meter = plan.equation.meter
     assert meter is not None
     count = meter.evaluations
     try:
         captured(plan, inputs)
     except ValueError as error:
-        if gradient is not None:
-            raise
-        raise CannotCompile(str(error)) from error
+        _refuse(error, gradient)
     finally:
         meter.evaluations = count
+    if len(_looked) >= _FIELDS:
+        del _looked[next(iter(_looked))]
+    _looked[key] = None
+
+
+def _look_at_reads(plan: Plan, inputs: Inputs, read: list[Tensor], gradient: Gradient | None) -> None:
+    """The same for what a program has read.
+
+    Raises:
+        CannotCompile, ValueError: as above.
+    """
+    known = {id(x) for x in inputs.tensors()}
+    stranger = next((x for x in read if id(x) not in known), None)
+    if stranger is not None:
+        _looked.pop((identified(plan), plan.equation.layout), None)
+        _refuse(lost(stranger), gradient)
+
+
+def _refuse(error: ValueError, gradient: Gradient | None) -> NoReturn:
+    if gradient is not None:
+        raise error
+    raise CannotCompile(str(error)) from error
 
 
 @dataclass(eq=False)
@@ -131,7 +164,7 @@ class _Task:
             clocks = None if times is None else times.masks(entry.kept())
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
-            last, taken = torch.tensor(taken.t.shape[0] - 1), taken.any_length()
+            last, taken = torch.from_numpy(np.array(taken.t.shape[0] - 1)), taken.any_length()
             pulled = Pulled(
                 self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise
             )
@@ -249,7 +282,7 @@ class _Entry:
         parts = [t, dt, y, self.end, self.start, self.coefficients, self.index]
         if not ok.all():
             some = torch.from_numpy(np.flatnonzero(ok.any(1)))
-            parts = [None if x is None else x[some] for x in parts]
+            parts = [None if x is None else x.index_select(0, some) for x in parts]
             kept = ok[ok.any(1)]
             if not kept.all():
                 slot, row = _harmless(kept)
@@ -283,7 +316,7 @@ def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, args)
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, args) if args else ()
 
 
 class _Function(torch.autograd.Function):

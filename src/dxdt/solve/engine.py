@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
+from dxdt.ops.axes import leave_open
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.tree import Layout, tree_map
 from dxdt.solve.ahead import Ahead
@@ -86,6 +87,14 @@ class Shape:
     given: bool
     slots: int
     batch: Batch | None = None
+
+    @cached_property
+    def _hash(self) -> int:
+        # Looked up several times a solve, and made of much.
+        return hash((self.solver, self.controller, self.layout, self.field, self.starts, self.dense, self.slots))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def opened(self, layout: Layout, args: Any, given: Any, x: Inputs, records: Records | None) -> tuple[Any, ...]:
         """Inputs of a program, whose batch is open where it is an input."""
@@ -276,8 +285,10 @@ class _Programs:
 
     def __call__(self, shape: Any, kind: Callable[[Any], Any] = Program) -> Any:
         with self.lock:
-            program = self.kept.pop(shape, None) or kind(shape)
-            self.kept[shape] = program
+            program = self.kept.get(shape)
+            if program is None:
+                program = self.kept[shape] = kind(shape)
+            self.kept.move_to_end(shape)
             while len(self.kept) > self.most:
                 self.kept.popitem(last=False)[1].functions.free()
         return program
@@ -418,13 +429,14 @@ def tables(values: Any, like: Tensor) -> Any:
     if isinstance(values, tuple):
         return tuple(None if x is None else _tensor(x, like) for x in values)
     times = _tensor(values, like)
-    torch._dynamo.mark_dynamic(times, 0)  # a grid of another length runs the same program
+    leave_open(times, 0)  # a grid of another length runs the same program
     return times
 
 
 def _records(slots: int, degree: int, y: Tensor) -> Records:
-    # Three tensors, not views of one: programs write into them.
-    shape = slots, y.shape[0]
-    t, dt, end = (torch.zeros(shape, dtype=torch.float64, device=y.device) for _ in range(3))
-    coefficients = y.new_empty(slots, degree, *y.shape) if degree else None
-    return Records(t, dt, end, y.new_empty(slots, *y.shape), coefficients)
+    # Tensors of their own, not views of one: programs write into them, each slot that is used whole.
+    clock, shape = (slots, y.shape[0]), tuple(y.shape)
+    t, dt, end = (torch.empty(clock, dtype=torch.float64, device=y.device) for _ in range(3))
+    starts = torch.empty((slots, *shape), dtype=y.dtype, device=y.device)
+    coefficients = torch.empty((slots, degree, *shape), dtype=y.dtype, device=y.device) if degree else None
+    return Records(t, dt, end, starts, coefficients)

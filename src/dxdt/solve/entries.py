@@ -41,7 +41,7 @@ class Entries:
                 local[self._rest] = values[len(self._names) :]
             for guards, run in self._kept:
                 # The conditions of what torch has thrown away refer to objects that are gone.
-                if guards.cache_entry is not None and guards.check(local):
+                if guards.cache_entry is not None and guards.root.check(local):
                     return run(self._owner, *given)
         value = self._compiled(*given)
         self._kept = [(e.guard_manager, self._bound(e.code)) for e in self._entries()]
@@ -63,4 +63,21 @@ class Entries:
 
 
 def _bare(value: Any) -> Any:
+    if value is torch._dynamo.utils:
+        return _Unmarked()
     return getattr(value, "_torchdynamo_orig_callable", value) if isinstance(value, FunctionType) else value
+
+
+class _Unmarked:
+    """Torch's helpers of generated code, without marks for its profiler around what precedes a graph."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch._dynamo.utils, name)
+
+    @staticmethod
+    def record_pregraph_bytecode_enter() -> None:
+        """Begin nothing."""
+
+    @staticmethod
+    def record_pregraph_bytecode_exit(mark: None) -> None:
+        """End nothing."""

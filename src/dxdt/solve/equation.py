@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dxdt.ops.clock import START, Ticks, moments
+from dxdt.ops.modules import parameters
 from dxdt.ops.tree import Layout, Tree
 from dxdt.solve.noise import Diagonal, Noise
 
@@ -314,9 +315,4 @@ class Rows:
 
     def parameters(self) -> list[Tensor]:
         """Parameters of the modules that require a gradient, each once."""
-        seen: dict[int, Tensor] = {}
-        for module in self.modules():
-            for p in module.parameters():
-                if p.requires_grad:
-                    seen.setdefault(id(p), p)
-        return list(seen.values())
+        return parameters(self.modules())

@@ -14,6 +14,7 @@ import torch
 from dxdt.ops.native import backend
 from dxdt.solve.entries import Entries
 from dxdt.solve.fallback import CannotCompile, hushed, why
+from dxdt.solve.reads import watched
 
 __all__ = ["Functions"]
 
@@ -72,8 +73,12 @@ def _compile(program: Any, f: Any) -> Entries:
     made = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__)
     made.__kwdefaults__ = f.__kwdefaults__
     options: dict[str, Any] = {"guard_filter_fn": partial(_of_the_user, f.__globals__)}
-    kinds: dict[str, Any] = {"backend": backend, "isolate_recompiles": True, "options": options}
+    kinds: dict[str, Any] = {"backend": _told, "isolate_recompiles": True, "options": options}
     return Entries(torch.compile(MethodType(made, program), fullgraph=True, dynamic=False, **kinds))
+
+
+def _told(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    return watched(backend(graph, inputs), inputs)
 
 
 def _of_the_user(ours: dict[str, Any], guards: Sequence[Any]) -> list[bool]:
@@ -83,7 +88,7 @@ def _of_the_user(ours: dict[str, Any], guards: Sequence[Any]) -> list[bool]:
     frozen ``Shape``, and the code of this package and of torch does not change while it runs. Hooks
     that torch keeps for all modules are the user's too. ``ours`` are the globals of the traced function.
     """
-    return ["_global_" in g.name or not _is_ours(ours, g.name) for g in guards]
+    return ["_global_" in g.name or not (_is_ours(ours, g.name) or g.guard_type in _IDLE) for g in guards]
 
 
 def _is_ours(ours: dict[str, Any], name: str) -> bool:
@@ -99,4 +104,6 @@ _OURS = re.compile(
     r"(?<![\w.'\]])self\b|__import__\('torch'\)|\['_tuple_new'\]|^G\['__builtins_dict__"
     r"|G\['__import_(dxdt_dot_solve|dxdt_dot_ops|torch)_dot_"
 )
+# Programs leave no graph, whose tensors hooks would pack.
+_IDLE = ("AUTOGRAD_SAVED_TENSORS_HOOKS",)
 _GLOBAL = re.compile(r"^(?:dict\(|type\()*G\['([^']+)'\]")

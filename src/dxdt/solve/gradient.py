@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
@@ -46,7 +47,11 @@ class Inputs:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All differentiable inputs in a fixed order."""
-        args = tuple(x for x in flatten(self.args)[0] if _differentiable(x))
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        args = tuple(x for x in flatten(self.args)[0] if _differentiable(x)) if self.args else ()
         ends = () if self.ends is None else tuple(self.ends)
         moments = () if self.moments is None else (self.moments,)
         return (self.y, *ends, *moments, *args, *self.params)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dxdt.ops.modules import descend
 from dxdt.solve.equation import held
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import fields_of
@@ -25,10 +26,10 @@ def identity(f: Any, depth: int = 4) -> Any:
     if isinstance(f, tuple):
         return tuple(identity(x, depth) for x in f)
     if isinstance(f, nn.Module):
-        modules = list(f.modules())
+        modules = descend(f)
         tensors = [p for m in modules for kept in (m._parameters, m._buffers) for p in kept.values() if p is not None]
         kinds = tuple([(type(m), m.training) for m in modules])
-        return kinds, tuple([(tuple(p.shape), p.dtype, p.device) for p in tensors])
+        return kinds, tuple([(p.shape, p.dtype, p.device) for p in tensors])
     if isinstance(f, partial):
         given = (*f.args, *f.keywords.values())
         return "partial", len(f.args), tuple(f.keywords), identity(f.func, depth), _known(given, depth)

@@ -83,7 +83,8 @@ def _key(plan: Plan) -> Any:
 
 
 def _in_args(args: tuple[Any, ...]) -> Iterator[float]:
-    yield from (x for x in flatten(args)[0] if isinstance(x, float))
+    if args:
+        yield from (x for x in flatten(args)[0] if isinstance(x, float))
 
 
 def _in_cells(f: Any) -> Iterator[float]:

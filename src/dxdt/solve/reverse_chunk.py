@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop
 from torch.func import functional_call
 
+from dxdt.ops.axes import leave_open
+from dxdt.ops.modules import named
 from dxdt.ops.tree import Layout, flatten
 from dxdt.solve.batch import Batch
 from dxdt.solve.equation import Rows
@@ -27,10 +29,13 @@ __all__ = ["Holder", "Pulled", "Taken", "any_length", "hold", "opened", "reverse
 class Holder(nn.Module):
     """Fields and the modules they use, so that their parameters can be given from outside."""
 
+    called: tuple[Any, ...]
+
     def __init__(self, f: Any, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.used = nn.ModuleList(modules)
-        self.called = f if isinstance(f, tuple) else (f,)
+        # One is made for each solve: entered as they are, for what else torch would look at is known.
+        self._modules.update((str(i), module) for i, module in enumerate(modules))
+        self.__dict__["called"] = f if isinstance(f, tuple) else (f,)
 
     def forward(self, which: int, *given: Any) -> Any:
         """The value of one of the fields."""
@@ -44,9 +49,7 @@ def hold(f: Any, modules: Iterator[nn.Module], params: tuple[Tensor, ...]) -> tu
         CannotCompile: a parameter belongs to no module of the field.
     """
     holder = Holder(f, list({id(m): m for m in modules}.values()))
-    names: dict[int, str] = {}
-    for name, p in holder.named_parameters():
-        names.setdefault(id(p), name)
+    names = named(holder)
     if any(id(p) not in names for p in params):
         raise CannotCompile(
             "a tensor in params= belongs to no module of the field, so it cannot be an input of the program"
@@ -58,7 +61,7 @@ def any_length(parts: Iterable[Tensor | None]) -> None:
     """Let the first size of tensors vary between calls of a program."""
     for x in parts:
         if x is not None:
-            torch._dynamo.mark_dynamic(x, 0)
+            leave_open(x, 0)
 
 
 class Taken(NamedTuple):

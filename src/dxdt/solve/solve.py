@@ -35,6 +35,7 @@ from dxdt.solve.suitable import check_noise
 __all__ = ["solve"]
 
 _CODES = {s.code: s for s in Status}
+_OK = frozenset(s for s in Status if s.ok)
 
 
 def solve(
@@ -276,8 +277,8 @@ def _finish(
     throw: bool | None,
 ) -> Solution:
     carry = _as_rows(outcome.carry)
-    status = [_CODES[int(code)] for code in carry.status]
-    ok = np.array([s.ok for s in status])
+    status = [_CODES[code] for code in carry.status.tolist()]
+    ok = np.array([s in _OK for s in status])
     parts = _Parts(layout)
     if save.start:
         parts.add(interval.t0[None], np.ones_like(ok)[None], inputs.y[None])
@@ -295,9 +296,9 @@ def _finish(
     path = _path(outcome, recorder, layout, interval) if save.dense else None
     joint = not layout.per_sample
     counts = [carry.attempts, carry.accepted, carry.attempts - carry.accepted]
-    steps, accepted, rejected = (int(c[0]) if joint else torch.from_numpy(c.copy()) for c in counts)
+    steps, accepted, rejected = (c.item() if joint else torch.from_numpy(c.copy()) for c in counts)
     stats = Stats(steps, accepted, rejected, evaluations)
-    end = _end(outcome, carry, status, inputs)
+    end = _end(outcome, carry, status, inputs, joint)
     times, events = _events(outcome, recorder)
     solution = Solution(
         ts,
@@ -306,7 +307,7 @@ def _finish(
         stats,
         reached,
         path,
-        end[0] if joint else end,
+        end,
         times[:, 0] if joint and times is not None else times,
         events[:, 0] if joint and events is not None else events,
     )
@@ -314,8 +315,11 @@ def _finish(
     return solution
 
 
-def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs) -> Tensor:
-    """Where each row ended: at an event its time, at the end of the span the user's t1."""
+def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs, joint: bool) -> Tensor:
+    """Where each row, or the joint solve, ended: at an event its time, at the end of the span the user's t1."""
+    if inputs.ends is None and outcome.origin is None:
+        end = torch.from_numpy(np.array(carry.t[0] if joint else carry.t))
+        return end if outcome.y.device.type == "cpu" else end.to(outcome.y.device)
     end = torch.as_tensor(np.array(carry.t), device=outcome.y.device)
     if inputs.ends is not None:
         arrived = torch.tensor([s is Status.SUCCESS for s in status], device=end.device)
@@ -323,7 +327,7 @@ def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs) -
     if outcome.origin is not None:
         stopped = torch.tensor([s is Status.EVENT for s in status], device=end.device)
         end = torch.where(stopped, outcome.origin, end)
-    return end
+    return end[0] if joint else end
 
 
 def _events(outcome: Outcome, recorder: Recorder) -> tuple[Tensor | None, Tensor | None]:
@@ -341,8 +345,10 @@ def _events(outcome: Outcome, recorder: Recorder) -> tuple[Tensor | None, Tensor
 
 def _as_rows(carry: Carry) -> Carry:
     """A carry whose clocks are arrays, also where there is one."""
-    names = ("t", "status", "attempts", "accepted")
-    return carry._replace(**{name: x if (x := getattr(carry, name)).ndim else x.reshape(1) for name in names})
+    if carry.t.ndim:
+        return carry
+    t, status, attempts, accepted = (x.reshape(1) for x in (carry.t, carry.status, carry.attempts, carry.accepted))
+    return Carry(t, carry.dt, *carry[2:5], status, attempts, accepted, *carry[8:])
 
 
 class _Parts:
@@ -362,17 +368,13 @@ class _Parts:
     def joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
         if not self.ys:
             return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool), None
-        one, on_host = len(self.ys) == 1, self.layout.device.type == "cpu"
-        ts, reached = (
-            torch.from_numpy(x[0] if one and x[0].flags.writeable else np.concatenate(x))
-            for x in (self.ts, self.reached)
-        )
-        if not on_host:
-            ts, reached = ts.to(self.layout.device), reached.to(self.layout.device)
-        ys = self.ys[0] if len(self.ys) == 1 else torch.cat(self.ys)
-        if not self.layout.per_sample:
-            ts, reached = ts[:, 0], reached[:, 0]
-        return ts, reached, ys
+        ts, reached = self._clocks(self.ts), self._clocks(self.reached)
+        return ts, reached, self.ys[0] if len(self.ys) == 1 else torch.cat(self.ys)
+
+    def _clocks(self, parts: list[np.ndarray]) -> Tensor:
+        host = parts[0] if len(parts) == 1 and parts[0].flags.writeable else np.concatenate(parts)
+        clocks = torch.from_numpy(host if self.layout.per_sample else host[:, 0])
+        return clocks if self.layout.device.type == "cpu" else clocks.to(self.layout.device)
 
 
 def _middle(

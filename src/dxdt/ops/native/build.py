@@ -24,7 +24,7 @@ _FLAGS = (
     *("-std=c++17", "-shared", "-fPIC", "-w", "-O3", "-march=native", "-fopenmp-simd"),
     *("-fwrapv", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 )
-# Elements of a tensor that shares its memory with others.
+# Elements of a vector that shares its memory with others.
 _SHORT = 1024
 # Bytes of memory to work in that a thread keeps for its next call.
 _KEPT = 1 << 26
@@ -79,15 +79,15 @@ class Native:
         self._pointers = ctypes.c_void_p * len(source.given)
         self._places = ctypes.c_void_p * max(1, len(source.made))
         self._blank: list[Any] = [None] * len(source.made)
-        # Short tensors are cut from one piece a dtype: most of the cost of a short solve would be their making.
-        groups: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {}
+        # Short vectors are cut from one piece a dtype: most of the cost of a short solve would be their making.
+        short: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {}
         self._long: list[tuple[int, tuple[int, ...], torch.dtype]] = []
         for i, made in enumerate(source.made):
-            if made is not None and prod(made[0]) <= _SHORT:
-                groups.setdefault(made[1], []).append((i, made[0]))
+            if made is not None and len(made[0]) <= 1 and prod(made[0]) <= _SHORT:
+                short.setdefault(made[1], []).append((i, made[0]))
             elif made is not None:
                 self._long.append((i, *made))
-        self._short = [_Group.of(dtype, members) for dtype, members in groups.items()]
+        self._short = [_Group.of(dtype, members) for dtype, members in short.items()]
 
     def serves(self, graph: fx.GraphModule) -> bool:
         """Whether it takes and returns what a graph does, as it is: nothing is told apart, joined or copied back
@@ -110,13 +110,13 @@ class Native:
         for i, shape, dtype in self._long:
             made[i] = x = torch.empty(shape, dtype=dtype)
             places[i] = x.data_ptr()
-        for dtype, size, at, sizes, offsets, shapes in self._short:
+        for dtype, size, at, sizes, offsets, flat in self._short:
             piece = torch.empty(size, dtype=dtype)
             start = piece.data_ptr()
             for i, part, offset in zip(at, piece.split_with_sizes(sizes), offsets, strict=True):
                 made[i], places[i] = part, start + offset
-            for i, shape in shapes:
-                made[i] = made[i].view(shape)
+            for i in flat:
+                made[i] = made[i].view(())
         room = _room.of(self._size)
         if self._run(self._pointers(*pointers), self._places(*places), ctypes.c_void_p(room.data_ptr())):
             raise IndexError("an index that the field computes lies outside its table")
@@ -124,12 +124,12 @@ class Native:
 
 
 class _Group(NamedTuple):
-    """Short tensors of one dtype in one piece.
+    """Short vectors and numbers of one dtype in one piece.
 
     Attributes:
         size: numbers in the piece.
         at, sizes, offsets: for each which output it is, how many numbers it has, and where it begins, in bytes.
-        shapes: of those that are not vectors.
+        flat: those that are numbers.
     """
 
     dtype: torch.dtype
@@ -137,7 +137,7 @@ class _Group(NamedTuple):
     at: tuple[int, ...]
     sizes: list[int]
     offsets: tuple[int, ...]
-    shapes: tuple[tuple[int, tuple[int, ...]], ...]
+    flat: tuple[int, ...]
 
     @classmethod
     def of(cls, dtype: torch.dtype, members: list[tuple[int, tuple[int, ...]]]) -> _Group:
@@ -149,5 +149,5 @@ class _Group(NamedTuple):
             tuple(i for i, _ in members),
             sizes,
             tuple(dtype.itemsize * start for start in starts[:-1]),
-            tuple((i, shape) for i, shape in members if len(shape) != 1),
+            tuple(i for i, shape in members if not shape),
         )
