@@ -192,7 +192,7 @@ class Task:
                     raise CannotCompile("second derivatives through odeint_adjoint have no compiled form")
                 return traceable(self.problem, params, time), options
             except CannotCompile as error:
-                warn_once(str(error))
+                warn_once(str(error), self.problem.func)
         options = {**options, "compile": False}
 
         def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
