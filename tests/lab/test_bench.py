@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dxdt.lab.bench import bench
+from dxdt.lab.bench import BENCHES, bench, bench_ensemble, ensemble
+from dxdt.lab.bench.command import bench_command
 from dxdt.lab.bench.measure import count_operations, time_together
 from dxdt.lab.bench.peers import PEERS
 from dxdt.lab.bench.problems import PROBLEMS
@@ -70,9 +71,51 @@ def test_operations_and_host_reads_are_counted():
     assert counts.operations == 3 and counts.syncs == 1
 
 
-def test_curves_are_recorded(tmp_path):
-    points = scaling(axes=("steps",), peers=("dxdt",), repeats=1, out=tmp_path)
-    steps = [p.steps for p in points]
-    assert steps == sorted(steps) and len(set(steps)) == len(steps)
-    assert len(json.loads((tmp_path / "scaling.json").read_text())) == len(points)
-    assert (tmp_path / "scaling.png").stat().st_size
+def test_curves_are_recorded_and_go_on(tmp_path, capsys):
+    settings = dict(axes=("steps",), peers=("dxdt",), repeats=1, out=tmp_path)
+    some = scaling(quick=True, **settings)
+    steps = [p.value for p in some]
+    assert steps == sorted(steps) and len(set(steps)) == len(steps) > 1
+    record = json.loads((tmp_path / "scaling.json").read_text())
+    assert len(record["points"]) == len(some) and record["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "scaling.png").stat().st_size and (tmp_path / "table.txt").stat().st_size
+    again = scaling(**settings)
+    assert set(some) < set(again)
+    assert "3 points are taken from" in capsys.readouterr().out.replace("\n", " ")
+    with pytest.raises(ValueError, match="was measured with"):
+        scaling(**{**settings, "repeats": 2})
+
+
+@pytest.mark.parametrize("peers", [(), pytest.param(("torchdiffeq", "torchode", "diffrax"), marks=pytest.mark.slow)])
+def test_libraries_solve_the_same_ensemble(peers, monkeypatch, tmp_path):
+    if not peers:
+        monkeypatch.delitem(ensemble._PEERS, "dxdt, compiled")
+    lines = bench_ensemble(number=5, steps=100, peers=peers, repeats=1, out=tmp_path)
+    assert {x.work for x in lines} == {"fixed", "adaptive"}
+    assert all(x.error < 1e-3 and 5 < x.steps <= 101 for x in lines)
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == len(lines)
+
+
+def test_the_command_names_all_benchmarks(capsys):
+    with pytest.raises(SystemExit):
+        bench_command(["--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in BENCHES)
+    with pytest.raises(SystemExit):
+        bench_command(["--repeats", "many"])
+    assert "bench solve" in "".join(capsys.readouterr())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", ["mlp", "fast", "lotka", "small", "wide"])
+def test_solves_run_on_a_gpu(problem):
+    rows = bench(problem=(problem,), batch=(3,), repeats=1, device="cuda", compile=True, profile=True)
+    assert {"dxdt", "dxdt-compiled"} <= {r.peer for r in rows}
+    assert all(r.error < 1e-2 for r in rows)
+
+
+@pytest.mark.gpu
+def test_ensembles_run_on_a_gpu():
+    lines = bench_ensemble(number=64, steps=100, repeats=1, device="cuda")
+    assert {(x.work, x.peer) for x in lines} >= {(w, p) for w in ("fixed", "adaptive") for p in ("dxdt", "torchode")}
+    assert all(x.error < 1e-4 for x in lines)

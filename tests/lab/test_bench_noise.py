@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dxdt.lab.bench import NOISY
+from dxdt.lab.bench import BENCHES
 from dxdt.lab.bench import brownian as queries
 from dxdt.lab.bench import sde as solves
 
@@ -18,7 +18,7 @@ def interpreted(monkeypatch):
 
 
 def test_queries_are_recorded(interpreted, tmp_path):
-    lines = NOISY["brownian"](size=("8x3",), queries=20, repeats=1, out=tmp_path)
+    lines = BENCHES["brownian"](size=("8x3",), queries=20, repeats=1, out=tmp_path)
     assert {x.peer for x in lines} >= {"dxdt Increments", "dxdt Brownian"}
     assert all(x.steps == 20 and x.error < 0.5 for x in lines)
     record = json.loads((tmp_path / "results.json").read_text())

@@ -1,8 +1,8 @@
 """The benchmarks without the rest of the command line: `python -m dxdt.lab.bench`."""
 
-import tyro
+import sys
 
-from dxdt.lab.bench.solve import bench
+from dxdt.lab.bench.command import bench_command
 
 if __name__ == "__main__":
-    tyro.cli(bench)
+    bench_command(sys.argv[1:])

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from dxdt.lab.bench.measure import CLOCKS, time_together
+from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
 from dxdt.ops.native import backend
 from dxdt.ops.optional import require
@@ -53,7 +53,7 @@ def bench_brownian(
         clock: wall, or cpu where others use the machine too.
         out: folder for results.json, table.txt and times.png.
     """
-    torch.set_num_threads(1)
+    set_threads(1)
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     lines, tables = list[Line](), []

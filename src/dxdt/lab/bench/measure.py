@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dxdt.lab.bench.peers import Run
+from dxdt.lab.bench.peers import Run, wait
 from dxdt.lab.bench.problems import Problem
 
-__all__ = ["CLOCKS", "Clock", "Counts", "Times", "count_operations", "floor_of", "time_together"]
+__all__ = ["CLOCKS", "Clock", "Counts", "Times", "count_operations", "floor_of", "set_threads", "time_together"]
 
 
 Clock: TypeAlias = Callable[[], float]
@@ -36,6 +38,18 @@ class Times:
     low: float
     high: float
     first: float
+
+
+def set_threads(number: int) -> None:
+    """Let every library use so many threads."""
+    torch.set_num_threads(number)
+    # JAX reads this once, when it is imported.
+    if number == 1 and "jax" not in sys.modules:
+        told, flags = (
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+        )
+        os.environ["XLA_FLAGS"] = told if flags in told else f"{told} {flags}".strip()
 
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -134,7 +148,7 @@ def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool, clo
         clock: as in ``time_together``.
     """
     field, y0 = problem.field(), problem.start(batch)
-    t = torch.zeros((), dtype=y0.dtype)
+    t = torch.zeros((), dtype=y0.dtype, device=y0.device)
 
     def chain(y: Tensor) -> Tensor:
         for _ in range(_CHAIN):
@@ -148,9 +162,14 @@ def floor_of(problem: Problem, batch: int, evaluations: int, compiled: bool, clo
 
     call: Callable[[Tensor], Tensor] = alone
     if compiled:
-        call = torch.compile(chain, fullgraph=True, options={"cpp_wrapper": True})
+        call = torch.compile(chain, fullgraph=True, options={"cpp_wrapper": problem.device == "cpu"})
+
+    def run() -> None:
+        call(y0)
+        wait(problem.device)
+
     with torch.no_grad():
-        times = time_together({"floor": lambda: call(y0)}, repeats=5, clock=clock)
+        times = time_together({"floor": run}, repeats=5, clock=clock)
     _release(field)
     return times["floor"].median / _CHAIN * evaluations
 

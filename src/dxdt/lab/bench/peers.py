@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from dxdt import __version__
@@ -18,7 +19,7 @@ from dxdt.lab.bench.problems import Problem
 from dxdt.ops.optional import require
 from dxdt.solve import ODE, Dopri5, I, Solution, Tsit5, solve
 
-__all__ = ["PEERS", "Answer", "Peer", "Run"]
+__all__ = ["PEERS", "Answer", "Peer", "Run", "jax_device", "present", "wait"]
 
 Run = Callable[[], Any]
 """Solves once (and differentiates), and waits for the result."""
@@ -88,7 +89,13 @@ class _Counted(nn.Module):
 
 
 def _double(y: Tensor) -> np.ndarray:
-    return y.detach().double().numpy()
+    return y.detach().double().cpu().numpy()
+
+
+def wait(device: str) -> None:
+    """Wait until a device has done what it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def _torch_runs(
@@ -99,9 +106,10 @@ def _torch_runs(
     def forward(problem: Problem, batch: int) -> Run:
         field, y0 = problem.field(), problem.start(batch)
 
-        def run() -> Tensor:
+        def run() -> None:
             with torch.no_grad():
-                return end(problem, field, y0)
+                end(problem, field, y0)
+            wait(problem.device)
 
         return run
 
@@ -109,8 +117,9 @@ def _torch_runs(
         field, y0 = problem.field(), problem.start(batch).requires_grad_()
         wanted = (y0, *field.parameters())
 
-        def run() -> Any:
-            return torch.autograd.grad(end(problem, field, y0).sum(), wanted)
+        def run() -> None:
+            torch.autograd.grad(end(problem, field, y0).sum(), wanted)
+            wait(problem.device)
 
         return run
 
@@ -141,7 +150,7 @@ def _our_answer(problem: Problem, batch: int, **options: Any) -> Answer:
 
 def _torchdiffeq(problem: Problem, field: nn.Module, y0: Tensor) -> Tensor:
     odeint = require("torchdiffeq", "bench").odeint
-    t = torch.tensor([0.0, problem.t1], dtype=torch.float64)
+    t = torch.tensor([0.0, problem.t1], dtype=torch.float64, device=y0.device)
     return odeint(field, y0, t, rtol=problem.tol, atol=problem.tol, method="dopri5")[-1]
 
 
@@ -158,7 +167,7 @@ def _torchode(problem: Problem, field: nn.Module, y0: Tensor) -> Any:
     method = {"Tsit5": to.Tsit5, "Dopri5": to.Dopri5}[problem.pair](term=term)
     control = to.IntegralController(atol=problem.tol, rtol=problem.tol, term=term)
     solver = to.AutoDiffAdjoint(method, control)
-    zero = torch.zeros(len(y0), dtype=y0.dtype)
+    zero = torch.zeros(len(y0), dtype=y0.dtype, device=y0.device)
     given = to.InitialValueProblem(y0=y0, t_start=zero, t_end=zero + problem.t1)
     return solver.solve(given)
 
@@ -170,12 +179,22 @@ def _torchode_answer(problem: Problem, batch: int) -> Answer:
     return Answer(_double(sol.ys[:, -1]), int(sol.stats["n_steps"].max()), field.calls)
 
 
+def jax_device(jax: Any, device: str) -> Any:
+    """JAX's name of a device.
+
+    Raises:
+        RuntimeError: this JAX has none of the kind.
+    """
+    return jax.devices("cpu" if device == "cpu" else "gpu")[0]
+
+
 def _jax_parts(problem: Problem, batch: int) -> tuple[ModuleType, Any, Any, list[Any]]:
     jax = require("jax", "bench")
     jax.config.update("jax_enable_x64", True)
     field = problem.field()
-    numbers = [jax.numpy.asarray(p.detach().numpy()) for p in field.parameters()]
-    y0 = jax.numpy.asarray(problem.start(batch).numpy())
+    place = jax_device(jax, problem.device)
+    numbers = [jax.device_put(p.detach().cpu().numpy(), place) for p in field.parameters()]
+    y0 = jax.device_put(problem.start(batch).cpu().numpy(), place)
     return jax, problem.to_jax(jax, numbers), y0, numbers
 
 
@@ -183,7 +202,7 @@ def _diffrax(problem: Problem, field: Any, y0: Any, numbers: list[Any]) -> Any:
     diffrax = require("diffrax", "bench")
     solver = {"Tsit5": diffrax.Tsit5, "Dopri5": diffrax.Dopri5}[problem.pair]()
     # The clock in the state's precision, as JAX has it without 64 bits.
-    clock = y0.dtype.type
+    clock = np.dtype(y0.dtype).type
     return diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         solver,
@@ -243,3 +262,21 @@ def _peers() -> dict[str, Peer]:
 
 
 PEERS = _peers()
+
+
+def present(names: Sequence[str], console: Console) -> list[Peer]:
+    """The peers of these names that are installed; the others are told.
+
+    Raises:
+        ValueError: a name is unknown.
+    """
+    chosen: list[Peer] = []
+    for name in names:
+        if name not in PEERS:
+            raise ValueError(f"peer '{name}' is unknown: choose among {', '.join(PEERS)}")
+        missing = PEERS[name].missing
+        if missing is None:
+            chosen.append(PEERS[name])
+        else:
+            console.print(missing, style="yellow", highlight=False)
+    return chosen

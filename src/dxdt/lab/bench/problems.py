@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxdt.nn import FastTanh
+
 __all__ = ["PROBLEMS", "Problem", "mlp_of_width"]
 
 
@@ -66,6 +68,7 @@ class Problem:
         dtype: of the state.
         pair: name of the solver of all libraries: ``Tsit5`` or ``Dopri5``.
         batches: batch sizes by default.
+        device: where the field and the state lie.
     """
 
     name: str
@@ -78,19 +81,20 @@ class Problem:
     dtype: torch.dtype
     pair: str
     batches: tuple[int, ...] = (1, 64, 1024)
+    device: str = "cpu"
 
     def field(self) -> nn.Module:
         """The vector field, the same at each call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return self.make()
+            return self.make().to(self.device)
 
     def start(self, batch: int) -> Tensor:
         """The initial state ``(batch, width)``, the same at each call."""
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(batch, self.width, generator=generator, dtype=torch.float64)
         y0 = 1 + 0.1 * noise if self.name == "lotka" else noise
-        return y0.to(self.dtype)
+        return y0.to(self.device, self.dtype)
 
 
 def _jax_mlp(activation: str, final: str | None) -> Callable[[Any, list[Any]], Callable[..., Any]]:
@@ -124,6 +128,13 @@ PROBLEMS = {
             "mlp",
             "MLP 4-64-64-4 tanh, weights x3",
             lambda: _MLP((4, 64, 64, 4), torch.tanh, None, 3.0),
+            _jax_mlp("tanh", None),
+            *(4, 10.0, 1e-5, torch.float32, "Tsit5"),
+        ),
+        Problem(
+            "fast",
+            "MLP 4-64-64-4, weights x3, FastTanh (tanh in JAX)",
+            lambda: _MLP((4, 64, 64, 4), FastTanh(), None, 3.0),
             _jax_mlp("tanh", None),
             *(4, 10.0, 1e-5, torch.float32, "Tsit5"),
         ),

@@ -1,4 +1,4 @@
-"""What a benchmark of noise found: a table, a record and a picture."""
+"""What a benchmark found: a table, a record and a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dxdt import __version__
 from dxdt.lab.bench.measure import Times
 from dxdt.lab.bench.plot import plot_rows
 
-__all__ = ["Line", "missing", "show", "table_of", "write"]
+__all__ = ["Line", "missing", "show", "surroundings", "table_of", "write"]
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,38 @@ def show(console: Console, tables: Sequence[Table]) -> None:
         console.print(table)
 
 
-def write(out: Path, lines: Sequence[Line], tables: Sequence[Table], settings: Mapping[str, Any]) -> None:
-    """Write results.json, table.txt and times.png into a folder."""
-    out.mkdir(parents=True, exist_ok=True)
-    packages = [p for p in ("torchsde", "diffrax", "jax") if util.find_spec(p) is not None]
+def surroundings() -> dict[str, Any]:
+    """The machine and the versions of what is installed, for a record."""
+    cuda = torch.cuda.is_available()
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "dxdt": __version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "gpu": torch.cuda.get_device_name() if cuda else None,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-    versions = {p: metadata.version(p) for p in packages}
-    record = {"machine": machine, "versions": versions, **settings, "rows": [asdict(x) for x in lines]}
+    packages = [p for p in ("torchdiffeq", "torchode", "torchsde", "diffrax", "jax") if util.find_spec(p) is not None]
+    return {"machine": machine, "versions": {p: metadata.version(p) for p in packages}}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = list[str]()
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {vectors}"
+
+
+def write(out: Path, lines: Sequence[Line], tables: Sequence[Table], settings: Mapping[str, Any]) -> None:
+    """Write results.json, table.txt and times.png into a folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = {**surroundings(), **settings, "rows": [asdict(x) for x in lines]}
     (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     with (out / "table.txt").open("w") as file:
         show(Console(file=file, width=150), tables)

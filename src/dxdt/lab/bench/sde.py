@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from dxdt.lab.bench.measure import CLOCKS, time_together
+from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
 from dxdt.ops.optional import require
 from dxdt.paths import Increments
@@ -123,7 +123,7 @@ def bench_sde(
         backward: also time the solve with the derivatives of the summed end for all parameters.
         out: folder for results.json, table.txt and times.png.
     """
-    torch.set_num_threads(1)
+    set_threads(1)
     console = Console()
     console = console if console.is_terminal else Console(width=150)
     lines, tables = list[Line](), []

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dxdt import __version__
-from dxdt.lab.bench.measure import CLOCKS, Clock, Counts, Times, count_operations, floor_of, time_together
-from dxdt.lab.bench.peers import PEERS, Answer, Peer
+from dxdt.lab.bench.measure import CLOCKS, Clock, Counts, Times, count_operations, floor_of, set_threads, time_together
+from dxdt.lab.bench.peers import Answer, Peer, present
 from dxdt.lab.bench.plot import plot_rows
 from dxdt.lab.bench.problems import PROBLEMS, Problem
+from dxdt.lab.bench.report import surroundings
 from dxdt.solve import ODE, PID, Vern7, solve
 
 __all__ = ["Row", "bench"]
@@ -60,12 +56,12 @@ class Row:
 
 
 def bench(
-    what: tyro.conf.Positional[Literal["solve"]] = "solve",
-    problem: tuple[Literal["mlp", "lotka", "small", "wide"], ...] = ("mlp", "lotka", "small"),
+    problem: tuple[Literal["mlp", "fast", "lotka", "small", "wide"], ...] = ("mlp", "lotka", "small"),
     batch: tuple[int, ...] = (),
     peers: tuple[str, ...] = ("torchdiffeq", "torchode", "diffrax"),
     repeats: int = 7,
     threads: int = 1,
+    device: str = "cpu",
     clock: Literal["wall", "cpu"] = "wall",
     compile: bool = False,
     backward: bool = True,
@@ -79,57 +75,38 @@ def bench(
     ratio is marked with a star where the errors differ by more than a factor of three.
 
     Args:
-        what: solve, for ordinary differential equations.
-        problem: mlp (4-64-64-4), lotka (Lotka-Volterra), small (small_neural_ode), wide (1024).
+        problem: mlp (4-64-64-4), fast (the same with FastTanh), lotka (Lotka-Volterra), small (small_neural_ode),
+            wide (1024).
         batch: batch sizes (default: those of the problem).
         peers: libraries beside dxdt; those that are not installed are named and skipped.
         repeats: repetitions, taken in turns.
         threads: threads of each library.
+        device: cpu, or a CUDA device for all libraries (JAX, if it has one), by the clock on the wall.
         clock: wall, or cpu where others use the machine too (then with one thread).
         compile: add dxdt with compile=True.
-        backward: also time the solve with its derivatives.
-        floor: also time the field's evaluations alone, eager and compiled.
+        backward: times of solves with their derivatives too (--no-backward: forward alone).
+        floor: the floor below the solves: the field's evaluations alone, eager and compiled (--no-floor: not).
         profile: count operations, host reads and bytes for each step, where a library is eager.
         out: folder for results.json, table.txt and times.png.
     """
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)
-    _set_threads(threads)
+    set_threads(threads)
+    clock = clock if device == "cpu" else "wall"
     names = ["dxdt", *(["dxdt-compiled"] if compile else []), *peers]
-    chosen = _present(names, console)
+    chosen = present(names, console)
     rows: list[Row] = []
     for name in problem:
-        case = PROBLEMS[name]
+        case = replace(PROBLEMS[name], device=device)
         for size in batch or case.batches:
             found = _bench(case, size, chosen, repeats, CLOCKS[clock], backward, floor, profile, console)
             console.print(_table(case, size, found))
             rows += found
     if out is not None:
-        _write(out, rows, chosen, {"threads": threads, "repeats": repeats, "clock": clock})
+        _write(out, rows, {"threads": threads, "repeats": repeats, "clock": clock, "device": device})
         console.print(f"wrote {out}/results.json, table.txt and times.png")
     return rows
-
-
-def _set_threads(threads: int) -> None:
-    torch.set_num_threads(threads)
-    # JAX reads this once, when it is imported.
-    if threads == 1 and "jax" not in sys.modules:
-        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-
-
-def _present(names: list[str], console: Console) -> list[Peer]:
-    chosen: list[Peer] = []
-    for name in names:
-        if name not in PEERS:
-            raise ValueError(f"peer '{name}' is unknown: choose among {', '.join(PEERS)}")
-        missing = PEERS[name].missing
-        if missing is None:
-            chosen.append(PEERS[name])
-        else:
-            console.print(missing, style="yellow", highlight=False)
-    return chosen
 
 
 def _bench(
@@ -194,7 +171,7 @@ def _reference(case: Problem, size: int) -> np.ndarray:
             controller=PID(1e-11, 1e-11),
             max_steps=1_000_000,
         )
-    return sol.y1.numpy()
+    return sol.y1.cpu().numpy()
 
 
 def _error(y: np.ndarray, reference: np.ndarray) -> float:
@@ -203,7 +180,8 @@ def _error(y: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _table(case: Problem, size: int, rows: list[Row]) -> Table:
-    title = f"{case.title}; batch {size}, t in [0, {case.t1:g}], tolerance {case.tol:g}"
+    place = "" if case.device == "cpu" else f" on {case.device}"
+    title = f"{case.title}{place}; batch {size}, t in [0, {case.t1:g}], tolerance {case.tol:g}"
     table = Table(title=title, title_justify="left")
     for column in ("work", "library", "ms", "quartiles", "us/step", "steps", "evals", "error"):
         table.add_column(column, justify="left" if column in ("work", "library") else "right")
@@ -233,24 +211,10 @@ def _table(case: Problem, size: int, rows: list[Row]) -> Table:
     return table
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dxdt": __version__,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
-
-
-def _write(out: Path, rows: list[Row], peers: list[Peer], settings: dict[str, Any]) -> None:
+def _write(out: Path, rows: list[Row], settings: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record = {
-        "machine": _machine(),
-        "versions": {p.name: p.version for p in peers},
+        **surroundings(),
         **settings,
         "rows": [asdict(r) for r in rows],
     }
@@ -261,5 +225,5 @@ def _write(out: Path, rows: list[Row], peers: list[Peer], settings: dict[str, An
         for r in rows:
             seen.setdefault((r.problem, r.batch), []).append(r)
         for (name, size), group in seen.items():
-            console.print(_table(PROBLEMS[name], size, group))
+            console.print(_table(replace(PROBLEMS[name], device=settings["device"]), size, group))
     plot_rows(rows, out / "times.png")

@@ -9,9 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from dxdt.lab.bench import NOISY, bench
-from dxdt.lab.bench.sample import bench_sample
-from dxdt.lab.bench.train import bench_train
+from dxdt.lab.bench.command import bench_command
 from dxdt.lab.cli.average import average
 from dxdt.lab.cli.evaluate import evaluate
 from dxdt.lab.cli.likelihood import likelihood
@@ -50,6 +48,10 @@ def demo(
     Console().print(f"open [bold]{report}[/bold]")
 
 
+def bench() -> None:
+    """Time solves, samplers and training beside other libraries: dxdt bench --help."""
+
+
 def train() -> None:
     """Train a score model of images: dxdt train score --help."""
 
@@ -69,15 +71,8 @@ def main(args: list[str] | None = None) -> None:
         if args[:1] == ["train"]:
             train_command(args[1:])
             return
-        if args[:2] == ["bench", "train"]:
-            tyro.cli(bench_train, args=args[2:], prog="dxdt bench train", config=(tyro.conf.FlagCreatePairsOff,))
-            return
-        if args[:2] == ["bench", "sample"]:
-            tyro.cli(bench_sample, args=args[2:], prog="dxdt bench sample", config=(tyro.conf.FlagCreatePairsOff,))
-            return
-        if args[:1] == ["bench"] and args[1:2] and args[1] in NOISY:
-            prog, options = f"dxdt bench {args[1]}", (tyro.conf.FlagCreatePairsOff,)
-            tyro.cli(NOISY[args[1]], args=args[2:], prog=prog, config=options)
+        if args[:1] == ["bench"]:
+            bench_command(args[1:])
             return
         tyro.extras.subcommand_cli_from_dict(
             {
