@@ -62,6 +62,7 @@ def _dress(axis: Any, title: str, what: str, values: Sequence[float], first: boo
     values = sorted(set(values))
     axis.set_xticks(values, [f"{v:g}" for v in values])
     axis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.grid(alpha=0.25, lw=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     if first:
