@@ -260,6 +260,34 @@ def test_forward_mode_derivatives(method):
     assert (tangent - odeint(spin, v, t, method=method)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_derivatives_of_torch_func(method):
+    t = torch.linspace(0, 1, 3, dtype=F64)
+
+    def end(y):
+        return odeint(spin, y, t, method=method)[-1]
+
+    jacobian = torch.linalg.matrix_exp(SPIN).T
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        assert (transform(end)(two()) - jacobian).abs().max() < 2e-2
+    assert torch.allclose(torch.func.grad(lambda y: end(y).sum())(two()), torch.func.jacrev(end)(two()).sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_of_half_precision_keep_their_clock(dtype):
+    """Times that the dtype of the state cannot tell apart stay apart."""
+    t = 1 + torch.linspace(0, 1e-3, 3, dtype=F64)
+    seen = set()
+
+    def f(t, y):
+        seen.add(y.dtype)
+        return torch.full_like(y, 1000.0)
+
+    ys = odeint(f, torch.zeros(2, dtype=dtype), t)
+    assert ys.dtype == dtype and seen == {dtype}
+    assert torch.allclose(ys[:, 0].float(), torch.tensor([0.0, 0.5, 1.0]), atol=1e-2)
+
+
 def test_second_derivatives_through_the_adjoint():
     net, t = Net(), torch.tensor([0.0, 0.5, 1.0], dtype=F64)
     found = []
