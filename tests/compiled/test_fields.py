@@ -94,11 +94,11 @@ def floats_only(rate):
     return lambda t, y: -rate * y if isinstance(rate, float) else y
 
 
-def strict(rate):
+def refuses_tensors(rate):
     return lambda t, y: -y * torch.nn.functional.dropout(y, rate, training=rate > 1).sum()
 
 
-@pytest.mark.parametrize("make", [floats_only, strict])
+@pytest.mark.parametrize("make", [floats_only, refuses_tensors])
 def test_numbers_that_tensors_cannot_stand_for(make, traced):
     """A field that tells tensors from numbers, or refuses them, keeps its numbers."""
     for i in range(3):
@@ -173,3 +173,17 @@ def test_warnings_name_the_remedy(field, words, traced):
     eager, compiled, said = pair(field)
     assert torch.equal(eager, compiled) and not traced
     assert len(said) == 1 and words in said[0] and f"in {field.__name__}" in said[0]
+
+
+def test_a_default_device_elsewhere(fresh, strict):
+    """The device of the state counts, and memory of programs is the host's."""
+
+    def field(t, y):
+        return torch.sin(2 * y)
+
+    def run(compile):
+        return dxdt.solve(ODE(field), START, (0.0, 1.0), solver=Heun(), dt=0.25, compile=compile).y1
+
+    wanted = run(False)
+    with torch.device("meta"):
+        assert torch.allclose(run(True), wanted)

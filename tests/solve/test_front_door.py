@@ -49,6 +49,7 @@ BEFORE = {
         "t has an end of shape",
     ),
     "complex t": (dict(t=torch.tensor([0.0j, 1.0])), TypeError, "t has.*not real: give"),
+    "no values": (dict(y0=torch.empty(3, device="meta")), ValueError, "y0 is on the meta device"),
     "NaN in y0": (
         dict(y0=torch.tensor([1.0, NAN])),
         ValueError,

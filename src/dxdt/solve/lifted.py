@@ -93,7 +93,7 @@ def _in_cells(f: Any) -> Iterator[float]:
 
 
 def _tensor(number: float) -> torch.Tensor:
-    return torch.tensor(number, dtype=torch.float64)
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
 def _lifted(f: Any) -> Any:

@@ -161,6 +161,8 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
+    if y.is_meta:
+        raise ValueError("y0 is on the meta device, which holds no values: make it on a real device")
     # The sum tells in one operation that all is well; where it does not, it may have overflowed by itself.
     if has_values(y) and not isfinite(y.detach().sum()) and not bool(torch.isfinite(y.detach()).all()):
         raise ValueError("y0 has values that are not finite: remove or replace them before the solve")

@@ -54,7 +54,7 @@ class TimeCotangents:
         for records, count in tape:
             before.append(total)
             total = total + (records.dt[:count].numpy() != 0).sum(0)
-        zero = torch.zeros(len(t1), dtype=torch.float64)
+        zero = torch.zeros(len(t1), dtype=torch.float64, device="cpu")
         moments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
         return cls(inputs, t1, before, zero, zero, moments)
 

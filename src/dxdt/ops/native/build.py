@@ -55,14 +55,14 @@ class _Room(threading.local):
     """
 
     def __init__(self) -> None:
-        self._kept = torch.empty(0, dtype=torch.uint8)
+        self._kept = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def of(self, size: int) -> Tensor:
         """So many bytes at least, with anything in them."""
         if size > _KEPT:
-            return torch.empty(size, dtype=torch.uint8)
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
         if size > len(self._kept):
-            self._kept = torch.empty(size, dtype=torch.uint8)
+            self._kept = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._kept
 
 
@@ -108,10 +108,10 @@ class Native:
             pointers[i] = ctypes.addressof(number)
         made, places = self._blank.copy(), self._blank.copy()
         for i, shape, dtype in self._long:
-            made[i] = x = torch.empty(shape, dtype=dtype)
+            made[i] = x = torch.empty(shape, dtype=dtype, device="cpu")
             places[i] = x.data_ptr()
         for dtype, size, at, sizes, offsets, flat in self._short:
-            piece = torch.empty(size, dtype=dtype)
+            piece = torch.empty(size, dtype=dtype, device="cpu")
             start = piece.data_ptr()
             for i, part, offset in zip(at, piece.split_with_sizes(sizes), offsets, strict=True):
                 made[i], places[i] = part, start + offset

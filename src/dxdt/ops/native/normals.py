@@ -50,7 +50,7 @@ class Generator:
         inner = shape[-1] if shape else 1
         row, ro, ri = _laid(row, shape, inner)
         node, no, ni = _laid(node, shape, inner)
-        out = torch.empty((*shape, size), dtype=dtype)
+        out = torch.empty((*shape, size), dtype=dtype, device="cpu")
         outer = out.numel() // (inner * size) if inner * size else 0
         fill = self._fill[dtype]
         fill(seed, row.data_ptr(), ro, ri, node.data_ptr(), no, ni, outer, inner, first, size, out.data_ptr())
@@ -59,7 +59,7 @@ class Generator:
 
 def _held(x: Any) -> Tensor | None:
     if type(x) is not Tensor:
-        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else torch.tensor(x, dtype=torch.int64)
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else torch.tensor(x, dtype=torch.int64, device="cpu")
     return x if x.dtype is torch.int64 else None
 
 

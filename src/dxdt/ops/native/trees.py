@@ -84,8 +84,8 @@ class NativeTree:
         """W and H ``(rows, size)`` over [t, t + dt], for times ``()``, ``(1,)`` or ``(rows,)``; None where one is
         outside the span."""
         self._ticks[0], self._ticks[1] = t, dt
-        W = torch.empty(self._shape, dtype=self._full)
-        H = torch.empty(self._shape, dtype=self._full) if self._each == 2 else None
+        W = torch.empty(self._shape, dtype=self._full, device="cpu")
+        H = torch.empty(self._shape, dtype=self._full, device="cpu") if self._each == 2 else None
         if self._increment(self._given, W.data_ptr(), None if H is None else H.data_ptr()):
             return None
         return W.to(self._dtype), None if H is None else H.to(self._dtype)
