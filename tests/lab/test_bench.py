@@ -67,8 +67,9 @@ def test_repetitions_are_taken_in_turns():
 
 def test_operations_and_host_reads_are_counted():
     x = torch.ones(3)
-    counts = count_operations(lambda: float((x + 1).sum()))
-    assert counts.operations == 3 and counts.syncs == 1
+    counts = count_operations(lambda: float((x + 1).add_(1)[:].sum()))
+    assert counts.operations == 5 and counts.syncs == 1
+    assert counts.allocations == 2 and counts.allocated == x.nbytes + 4
 
 
 def test_curves_are_recorded_and_go_on(tmp_path, capsys):

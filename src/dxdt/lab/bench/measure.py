@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dxdt.lab.bench.peers import Run, wait
 from dxdt.lab.bench.problems import Problem
@@ -100,18 +101,20 @@ class Counts:
     Attributes:
         operations: aten operations.
         syncs: values read by the host through torch (on a GPU each waits for it).
-        allocated: bytes of the tensors that operations return.
+        allocations: new tensors that operations return.
+        allocated: their bytes.
     """
 
     operations: int
     syncs: int
+    allocations: int
     allocated: int
 
 
 class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.operations = self.syncs = self.allocated = 0
+        self.operations = self.syncs = self.allocations = self.allocated = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -121,8 +124,11 @@ class _Counter(TorchDispatchMode):
             torch.ops.aten.is_nonzero.default,
             torch.ops.aten.equal.default,
         )
-        if isinstance(out, Tensor) and not func.is_view:
-            self.allocated += out.nbytes
+        fresh = (
+            [] if func.is_view or func._schema.is_mutable else [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        )
+        self.allocations += len(fresh)
+        self.allocated += sum(x.nbytes for x in fresh)
         return out
 
 
@@ -131,7 +137,7 @@ def count_operations(run: Run) -> Counts:
     run()
     with _Counter() as counter:
         run()
-    return Counts(counter.operations, counter.syncs, counter.allocated)
+    return Counts(counter.operations, counter.syncs, counter.allocations, counter.allocated)
 
 
 _CHAIN = 30

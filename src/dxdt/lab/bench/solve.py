@@ -86,7 +86,7 @@ def bench(
         compile: add dxdt with compile=True.
         backward: times of solves with their derivatives too (--no-backward: forward alone).
         floor: the floor below the solves: the field's evaluations alone, eager and compiled (--no-floor: not).
-        profile: count operations, host reads and bytes for each step, where a library is eager.
+        profile: count operations, host reads, new tensors and their bytes for each step, where a library is eager.
         out: folder for results.json, table.txt and times.png.
     """
     console = Console()
@@ -189,7 +189,7 @@ def _table(case: Problem, size: int, rows: list[Row]) -> Table:
     table.add_column(f"x {base}", justify="right")
     profiled = any(r.counts for r in rows)
     if profiled:
-        for column in ("ops/step", "syncs/step", "kB/step"):
+        for column in ("ops/step", "syncs/step", "allocs/step", "kB/step"):
             table.add_column(column, justify="right")
     for r in rows:
         t = r.times
@@ -198,8 +198,8 @@ def _table(case: Problem, size: int, rows: list[Row]) -> Table:
         cells += [f"{r.error:.1e}", f"{r.ratio:.2f}{'' if r.equal else ' *'}"]
         if profiled:
             c = r.counts
-            cells += [f"{c.operations / r.steps:.1f}", f"{c.syncs / r.steps:.1f}"] if c else ["", ""]
-            cells += [f"{c.allocated / r.steps / 1e3:.1f}"] if c else [""]
+            counts = (c.operations, c.syncs, c.allocations, c.allocated / 1e3) if c else ()
+            cells += [f"{n / r.steps:.1f}" for n in counts]
         table.add_row(*cells)
     for kind, seconds in (rows[0].floor if rows else {}).items():
         mine = [r for r in rows if r.work == "forward" and r.peer.startswith("dxdt")]
