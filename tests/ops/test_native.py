@@ -211,6 +211,37 @@ def test_writes_and_indices():
             compiled(table, buffer, torch.tensor(-20))
 
 
+def test_two_loops():
+    """The second goes on where the first ended, over values formed before, between and after, in one buffer."""
+
+    def run(start, w, out):
+        once = w.sin()
+
+        def body(i, y):
+            out.index_put_((i,), y)
+            return i + 1, y @ once + w.sum()
+
+        def other(i, y):
+            out.index_put_((i,), y * once.exp().sum())
+            return i + 1, (y @ once) * scale
+
+        count = torch.zeros((), dtype=torch.int64)
+        i, y = while_loop(lambda i, y: i < 2, body, (count, start.clone()))
+        scale = y.tanh() + once.cos().sum()
+        i, y = while_loop(lambda i, y: i < 5, other, (i.clone(), y.clone()))
+        return y + scale, i
+
+    start, w = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3), torch.linspace(0.1, 0.9, 9, dtype=F64).reshape(3, 3)
+    outs = [torch.zeros(5, 2, 3, dtype=F64) for _ in range(2)]
+    with torch.no_grad():
+        torch._dynamo.reset()
+        y, count = torch.compile(run, backend=native, fullgraph=True, dynamic=False)(start, w, outs[0])
+        wanted, _ = torch.compile(run, backend="eager", fullgraph=True, dynamic=False)(start, w, outs[1])
+    assert count == 5
+    close(y, wanted, ulps=2000)
+    close(outs[0], outs[1], ulps=2000)
+
+
 def test_what_has_no_native_code_is_told():
     for x, f, told in (
         (torch.ones(4, dtype=torch.complex64), lambda value, x: x * 2 + value, "complex64"),

@@ -1,6 +1,6 @@
-"""A traced graph with one loop in it as one function of C++.
+"""A traced graph with loops in it, one after the other, as one function of C++.
 
-    given tensors -> what precedes the loop -> while (condition) { body } -> what follows -> new tensors
+    given tensors -> what precedes a loop -> while (condition) { body } -> ... -> what follows -> new tensors
 
 Carried values are variables and arrays of the function; tensors that the body writes into are the
 caller's. Nothing is allocated inside the loop, and no operation is dispatched.
@@ -41,7 +41,7 @@ class Source:
         given: for each input whether it is a tensor (else an integer).
         made: shape and dtype of each tensor that it returns, None for what is None.
         room: bytes of memory that it works in.
-        arithmetic: multiplications of the products in one turn of the loop, for the choice of who runs it.
+        arithmetic: multiplications of the products in one turn of its largest loop, for the choice of who runs it.
     """
 
     text: str
@@ -67,6 +67,25 @@ class _Loop:
     bases: list[View]
 
 
+@dataclass(frozen=True)
+class _Lap:
+    """The code of a loop.
+
+    Attributes:
+        before: what precedes it, since the last one.
+        starts, carried, news: first values, variables and next values of what is carried; None where it stays.
+        going: whether another turn is made.
+    """
+
+    before: Section
+    starts: list[View]
+    carried: list[View]
+    condition: Section
+    going: View
+    body: Section
+    news: list[View | None]
+
+
 class _Translator:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
@@ -74,7 +93,7 @@ class _Translator:
         self.sizes: dict[str, View] = {}
         self.panels: dict[tuple[View, int], View] = {}
         self.outer = Lowered(self._name, self.sizes, self.panels)
-        self.before, self.after = Section("before"), Section("after")
+        self.laps: list[_Lap] = []
         self.writer = Writer()
         self.given: list[bool] = []
         self.arithmetic = 0
@@ -84,7 +103,6 @@ class _Translator:
 
     def run(self) -> Source:
         made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
-        found = False
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.outer.values[node] = self._input(node)
@@ -93,9 +111,6 @@ class _Translator:
             elif node.op == "output":
                 made = self._outputs(node.args[0])
             elif node.target in (_FUNCTIONALISED, _LOOP):
-                if found:
-                    raise Unsupported("more than one loop")
-                found = True
                 self.outer.values[node] = self._loop(self._parts(node))
             elif node.target is aten.copy_.default:
                 target, source = (self.outer.values[n] for n in node.args[:2])
@@ -105,7 +120,7 @@ class _Translator:
                 self.outer.values[node] = self.outer.run(node)
             else:
                 raise Unsupported(f"a node of kind {node.op}")
-        if not found:
+        if not self.laps:
             raise Unsupported("no loop")
         text, room = self._text()
         return Source(text, tuple(self.given), tuple(made), room, self.arithmetic)
@@ -164,9 +179,12 @@ class _Translator:
     def _loop(self, loop: _Loop) -> list[View]:
         carried = [self._carry(view) for view in loop.carried]
         written = {view.buffer for view in loop.bases}
-        condition, body = Section("condition", self.before), Section("body", self.before)
-        (going,) = self._graph(loop.condition, [*carried, *loop.others], written, condition)[0]
-        outs, puts = self._graph(loop.body, [*carried, *loop.others], written, body)
+        before = Section("before")
+        condition, body = Section("condition", before), Section("body", before)
+        (going,) = self._graph(loop.condition, [*carried, *loop.others], written)[0]
+        arithmetic, self.arithmetic = self.arithmetic, 0
+        outs, puts = self._graph(loop.body, [*carried, *loop.others], written)
+        self.arithmetic = max(arithmetic, self.arithmetic)
         if not going.buffer.scalar or len(outs) != len(carried):
             raise Unsupported("a condition that is not one truth")
         condition.need(going)
@@ -174,7 +192,11 @@ class _Translator:
         last = len(body.blocks) - 1
         for put in puts:
             body.store(put.target, put.value, last)
-        self._write(loop, carried, condition, going, body, news)
+        for view in loop.carried:
+            before.need(view)
+        self.laps.append(_Lap(before, loop.carried, carried, condition, going, body, news))
+        for view in carried:
+            view.buffer.fixed = True  # for all that follows
         return [*carried, *loop.bases]
 
     def _carry(self, view: View) -> View:
@@ -183,7 +205,7 @@ class _Translator:
         return View.of(buffer, view.shape)
 
     def _graph(
-        self, graph: fx.GraphModule, given: Sequence[View], written: set[Buffer], section: Section
+        self, graph: fx.GraphModule, given: Sequence[View], written: set[Buffer]
     ) -> tuple[list[View], list[Put]]:
         """The outputs of a graph of the loop, and what it writes."""
         lowered = Lowered(self._name, self.sizes, self.panels)
@@ -240,15 +262,11 @@ class _Translator:
             new = View.of(buffer, old.shape)
         return body.need(new)
 
-    def _write(
-        self, loop: _Loop, carried: list[View], condition: Section, going: View, body: Section, news: list[View | None]
-    ) -> None:
-        """The text of what precedes the loop and of the loop."""
+    def _write(self, lap: _Lap) -> None:
+        """The text of what precedes a loop and of the loop."""
         w = self.writer
-        for view in loop.carried:
-            self.before.need(view)
-        w.section(self.before)
-        for view, start in zip(carried, loop.carried, strict=True):
+        w.section(lap.before)
+        for view, start in zip(lap.carried, lap.starts, strict=True):
             buffer = view.buffer
             if buffer.scalar:
                 w.line(f"{buffer.type} {buffer.name} = {w.read(start)};")
@@ -257,10 +275,10 @@ class _Translator:
             w.copy(view, start)
         w.line("for (;;) {")
         w.depth += 1
-        w.section(condition)
-        w.line(f"if (!{w.read(going)}) break;")
-        w.section(body)
-        for view, new in zip(carried, news, strict=True):
+        w.section(lap.condition)
+        w.line(f"if (!{w.read(lap.going)}) break;")
+        w.section(lap.body)
+        for view, new in zip(lap.carried, lap.news, strict=True):
             if new is not None and view.buffer.scalar:
                 w.line(f"{view.buffer.name} = {w.read(new)};")
             elif new is not None:
@@ -269,8 +287,9 @@ class _Translator:
         w.line("}")
 
     def _outputs(self, outs: Any) -> list[tuple[tuple[int, ...], torch.dtype] | None]:
+        """All of the text, from what precedes the first loop to the results: what is read later is known by now."""
         made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
-        stores = []
+        stores, after = list[tuple[Buffer, View]](), Section("after")
         for node in outs:
             if node is None:
                 made.append(None)
@@ -281,11 +300,11 @@ class _Translator:
             buffer = Buffer(f"o{len(made)}", view.buffer.dtype, view.numel)
             t = buffer.type
             self.writer.line(f"{t}* const __restrict o{len(made)} = ({t}*)made[{len(made)}];")
-            stores.append((buffer, view))
+            stores.append((buffer, after.need(view)))
             made.append((tuple(view.shape), view.buffer.dtype))
-        for _, view in stores:
-            self.after.need(view)
-        self.writer.section(self.after)
+        for lap in self.laps:
+            self._write(lap)
+        self.writer.section(after)
         for buffer, view in stores:
             if view.numel == 1:
                 self.writer.line(f"*{buffer.name} = {self.writer.read(view)};")
@@ -321,7 +340,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def translate(graph: fx.GraphModule) -> Source:
-    """The program of a functional graph with one loop.
+    """The program of a functional graph with loops, none inside another.
 
     Raises:
         Unsupported: it has something that native code is not written for.
