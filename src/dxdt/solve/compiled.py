@@ -19,6 +19,7 @@ from dxdt.solve.fallback import DRAWS, CannotCompile
 from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
 from dxdt.solve.identity import identified
+from dxdt.solve.phases import phases_of
 from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate
@@ -124,6 +125,7 @@ class Forward:
     Attributes:
         tape: records of the chunks and how many slots of each are used, where starts are kept.
         noises: the noise of each of them.
+        leaps: how far jumps moved the clocks after each step of each of them, where a solver remembers.
         lookout: looks for events, where there are some.
     """
 
@@ -135,6 +137,7 @@ class Forward:
     coefficients: list[Tensor] = field(default_factory=list)
     tape: list[tuple[Records, int]] = field(default_factory=list)
     noises: list[Any] = field(default_factory=list)
+    leaps: list[Tensor] = field(default_factory=list)
     pairs: list[Asked] = field(default_factory=list)
     carry: Carry | None = None
     attempts: int = 0
@@ -149,7 +152,8 @@ class Forward:
         records = self.keep or self.recorder.wants or plan.watch is not None or plan.controller.jumps
         if plan.watch is not None:
             self.lookout = Lookout.at(plan.watch, self.recorder, plan.span.t0, y, plan.solver.degree)
-        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded):
+        states = self.keep and plan.solver.remembers
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded, states):
             if self.lookout is not None and chunk.used:
                 chunk = self.lookout.look(chunk)
             if chunk.records is not None and chunk.used:
@@ -171,7 +175,12 @@ class Forward:
         solver, state = plan.solver, self.carry.solver
         automatic = dt is None and plan.scale is not None
         rule = automatic * (2 - (solver.slope(state) is not None))
-        meter.evaluations += self.attempts * solver.cost(state) + (1 + self.jumps) * solver.opening(state) + rule
+        meter.evaluations += (1 + self.jumps) * solver.opening(state) + rule
+        done = 0
+        for rule, until in phases_of(plan):
+            taken = self.attempts if until is None else min(until, self.attempts)
+            meter.evaluations += (taken - done) * rule.cost(state)
+            done = taken
 
     def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         records, used, recorder = chunk.records, chunk.used, self.recorder
@@ -185,7 +194,10 @@ class Forward:
         end = records.end[:used].numpy()
         if self.plan.controller.jumps:
             following = np.concatenate([records.t[1:used].numpy(), chunk.carry.t[None].numpy()])
-            self.jumps += int((ok & (following != end)).any(1).sum())
+            leap = np.where(ok, following - end, 0.0)
+            self.jumps += int((leap != 0).any(1).sum())
+            if records.states:
+                self.leaps.append(torch.from_numpy(leap))
         if recorder.dense:
             self._path(records, used, ok, end)
         if recorder.times is not None:

@@ -25,6 +25,7 @@ from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.identity import identified
+from dxdt.solve.memories import Memories
 from dxdt.solve.plan import Plan
 from dxdt.solve.reads import reads
 from dxdt.solve.record import Recorder
@@ -46,8 +47,6 @@ def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, r
     """
     with undone(plan, recorder):
         compilable(plan)
-        if plan.solver.remembers:
-            raise CannotCompile(f"gradients through {type(plan.solver).__name__} have no compiled form yet")
         _look_at_events(plan, inputs, recorder)
         check_field(plan, inputs.y)
         look(plan, inputs, gradient, once=True)
@@ -140,7 +139,7 @@ class _Task:
 
     def solve(self) -> tuple[Tensor | None, ...]:
         plan, y = self.plan, self.inputs.y.detach()
-        self.program, _, _ = prepare(plan, y, self.dt, True, False)
+        self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
         self.forward = Forward(plan, self.recorder, keep=True)
         outcome = self.forward.run(y, self.dt)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
@@ -159,20 +158,23 @@ class _Task:
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
         times = TimeCotangents.of(self.inputs, self.plan, forward.tape)
+        memories = Memories.of(self.plan, self.inputs.y, forward) if program.shape.states else None
         for entry in self._entries(given, times):
             taken = entry.taken()
             clocks = None if times is None else times.masks(entry.kept())
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
             last, taken = torch.from_numpy(np.array(taken.t.shape[0] - 1)), taken.any_length()
+            memory = None if memories is None else memories.turn()
             pulled = Pulled(
-                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise
+                self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise, memory
             )
-            gy, *rest = program.pull(self.plan.equation.layout, pulled)
+            found = program.pull(self.plan.equation.layout, pulled)
+            gy, totals = found.y, found.totals
+            if memories is not None:
+                memories.enter(found)
             if times is not None:
-                start, end, *rest = rest
-                times.enter(start, end)
-            totals = tuple(rest)
+                times.enter(*found.ends)
         return [
             gy,
             *(() if times is None else times.found()),
@@ -190,7 +192,7 @@ class _Task:
         indices = _indices(forward.tape) if self.plan.equation.noise is not None else [None] * len(asked)
         chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
         for number, ((records, count), pairs, index, noise) in reversed(list(enumerate(chunks))):
-            entry = _Entry.of(records, count, index, noise)
+            entry = _Entry.of(records, count, index, noise, forward.leaps[number] if forward.leaps else None)
             if forward.lookout is not None:
                 entry.met(forward.lookout.met, number, *given[4:])
             if times is not None:
@@ -220,9 +222,10 @@ class _Entry:
     coefficients: Tensor | None
     index: Tensor | None
     noise: Any
+    leap: Tensor | None
 
     @classmethod
-    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any) -> _Entry:
+    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any, leap: Tensor | None) -> _Entry:
         y = records.y[:count]
         held = records.coefficients
         return cls(
@@ -233,6 +236,7 @@ class _Entry:
             None if held is None else torch.zeros_like(held[:count]),
             index,
             noise,
+            leap,
         )
 
     def answer(self, asked: Asked, g: Tensor, exact: bool) -> None:
@@ -277,17 +281,20 @@ class _Entry:
 
         Idle rows stand where a derivative is harmless.
         """
-        t, dt, y = (x[: self.count] for x in self.records[:2] + (self.records.y,))
+        records, count = self.records, self.count
+        t, dt, y = (x[:count] for x in (records.t, records.dt, records.y))
+        states = tuple(x[:count] for x in records.states)
+        taken = Taken(t, dt, y, self.end, self.start, self.coefficients, self.index, states, self.leap)
         ok = dt.numpy() != 0
-        parts = [t, dt, y, self.end, self.start, self.coefficients, self.index]
         if not ok.all():
             some = torch.from_numpy(np.flatnonzero(ok.any(1)))
-            parts = [None if x is None else x.index_select(0, some) for x in parts]
+            taken = taken.each(lambda x: x.index_select(0, some))
             kept = ok[ok.any(1)]
             if not kept.all():
-                slot, row = _harmless(kept)
-                parts[0], parts[2] = parts[0][slot, row], parts[2][slot, row]  # pyright: ignore[reportOptionalSubscript]
-        return Taken(*(None if x is None else x.contiguous() for x in parts))  # pyright: ignore[reportArgumentType]
+                at = _harmless(kept)
+                states = tuple(x[at] for x in taken.states)
+                taken = taken._replace(t=taken.t[at], y=taken.y[at], states=states)
+        return taken.each(lambda x: x.contiguous())
 
 
 def _indices(tape: list[tuple[Records, int]]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from dxdt.ops.axes import leave_open
 from dxdt.ops.clock import DEVICE
 from dxdt.ops.tree import Layout, tree_map
 from dxdt.solve.ahead import Ahead
@@ -32,13 +31,16 @@ from dxdt.solve.controller import Constant, Controller, Scale, Span
 from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once, why
 from dxdt.solve.form import Form
 from dxdt.solve.functions import Functions
+from dxdt.solve.given import Inputs, inputs_of, tables, tensor
 from dxdt.solve.identity import identified
 from dxdt.solve.loop import advance
+from dxdt.solve.phases import kinds_of, renews
 from dxdt.solve.plan import Carry, Plan, pack, unpack
+from dxdt.solve.records import Records
 from dxdt.solve.reverse_chunk import Pulled, reverse
 from dxdt.solve.sizes import Sizes
 from dxdt.solve.solution import RUNNING
-from dxdt.solve.solver import Solver
+from dxdt.solve.solver import Phase, Solver
 from dxdt.solve.start import begin
 from dxdt.solve.static import static
 
@@ -74,6 +76,8 @@ class Shape:
         slots: attempts before the loop comes back, 0 for no limit.
         batch: how the batch is an input, in which case ``layout`` is that of a batch of two; None where
             it is that of the layout.
+        renews: whether a solver's state may be renewed on the way, row by row.
+        states: whether those of the solver are recorded.
     """
 
     solver: Solver
@@ -87,6 +91,13 @@ class Shape:
     given: bool
     slots: int
     batch: Batch | None = None
+    renews: bool = False
+    states: bool = False
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The rules of its steps, one after the other."""
+        return (() if self.renews else self.solver.phases) or (Phase(self.solver, None),)
 
     @cached_property
     def _hash(self) -> int:
@@ -122,30 +133,6 @@ class Shape:
     def closed(self, x: Tensor, axis: int = 0) -> Tensor:
         """Rows of an input."""
         return x if self.batch is None else self.batch.closed(x, axis)
-
-
-class Inputs(NamedTuple):
-    """What a program is called with, besides the state; ``room`` attempts are made in one call."""
-
-    t0: Tensor
-    t1: Tensor
-    table: Any
-    atol: Tensor | None
-    rtol: Tensor | None
-    limit: Tensor
-    room: Tensor | None
-    noise: Any
-
-
-class Records(NamedTuple):
-    """Accepted steps, one slot an attempt: clocks ``(K, R)``, starts ``(K, R, n)``, coefficients
-    ``(K, degree, R, n)``; dt is zero where a row did not accept."""
-
-    t: Tensor
-    dt: Tensor
-    end: Tensor
-    y: Tensor
-    coefficients: Tensor | None
 
 
 class Chunk(NamedTuple):
@@ -215,11 +202,27 @@ class Program:
         return self._loop(self._plan(f, args, layout, x), carry, records, x.room)
 
     def _loop(self, plan: Plan, carry: Carry, records: Records | None, room: Tensor | None) -> Any:
-        sizes = len(carry.solver), len(carry.control)
-        solver = plan.solver
+        it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
+        packed = (it, *(x.clone() for x in pack(carry)))
+        for solver, until in self.shape.phases:
+            packed = self._lap(replace(plan, solver=solver), packed, len(carry.solver), records, room, until)
+        return packed
+
+    def _lap(
+        self,
+        plan: Plan,
+        packed: tuple[Tensor, ...],
+        size: int,
+        records: Records | None,
+        room: Tensor | None,
+        until: int | None,
+    ) -> tuple[Tensor, ...]:
+        """Attempts by one rule, until no row runs, the records are full, or the next rule takes over."""
+        sizes, solver = (size, self.shape.controller.state_size), plan.solver
 
         def keeps(it: Tensor, *packed: Tensor) -> Tensor:
-            going = (packed[-3] == RUNNING).any()
+            going = packed[-3] == RUNNING
+            going = (going if until is None else going & (packed[-1] < until)).any()
             return going if room is None else going & (it < room)
 
         def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
@@ -233,10 +236,11 @@ class Program:
                 if records.coefficients is not None:
                     dense = solver.dense(attempt.step, at.dt, at.y)
                     records.coefficients.index_put_(slot, dense.reshape(records.coefficients.shape[1:]))
+                for place, state in zip(records.states, at.solver, strict=False):
+                    place.index_put_(slot, state)
             return (it + 1, *pack(after))
 
-        it = torch.zeros((), dtype=torch.int64, device=carry.y.device)
-        return while_loop(keeps, body, (it, *(x.clone() for x in pack(carry))))
+        return while_loop(keeps, body, packed)
 
     def call(self, name: str, *given: Any) -> Any:
         """The value of a compiled function.
@@ -271,7 +275,7 @@ class Program:
     def _back(self, *given: Any) -> Any:
         shape, pulled = self.shape, Pulled(*given)
         layout = shape.layout_of(pulled.gy)
-        return reverse(shape.solver, shape.form, layout, shape.dense, *pulled)
+        return reverse(shape.phases, shape.form, layout, shape.dense, *pulled)
 
 
 class _Programs:
@@ -309,8 +313,10 @@ def program(shape: Any, kind: Callable[[Any], Any]) -> Any:
     return _program(shape, kind)
 
 
-def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tuple[Program, Any, Any]:
-    """The program of a solve, the first step and the table of its grid.
+def prepare(
+    plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool, states: bool = False
+) -> tuple[Program, Any, Any]:
+    """The program of a solve, the first step and the table of its grid; ``states`` records those of the solver.
 
     Raises:
         CannotCompile: the solve has no compiled form.
@@ -322,6 +328,7 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
     slots = 0
     if starts or plan.dense or bounded:
         per_slot = y.element_size() * y.numel() * (1 + _degree(plan)) + 24 * layout.rows
+        per_slot += sum(size.numel() * dtype.itemsize for size, dtype in kinds_of(plan, y)) if states else 0
         slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
     dt = first_step(plan.controller, dt, layout.rows)
     shape = Shape(
@@ -335,8 +342,10 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool) -> tupl
         plan.dense,
         dt is not None,
         slots,
+        renews=renews(plan),
+        states=states,
     )
-    if shape not in _program.kept:
+    if shape not in _program.kept and not states:
         shape = _sizes.chosen(shape, plan.equation)
     return _program(shape), dt, table
 
@@ -352,24 +361,30 @@ def _degree(plan: Plan) -> int:
 
 
 def chunks(
-    plan: Plan, f: Any, args: tuple[Any, ...], y: Tensor, dt: Any, starts: bool, bounded: bool
+    plan: Plan,
+    f: Any,
+    args: tuple[Any, ...],
+    y: Tensor,
+    dt: Any,
+    starts: bool,
+    bounded: bool,
+    states: bool = False,
 ) -> Iterator[Chunk]:
     """Run a solve compiled; yields each chunk of attempts, whose carry may be written into.
 
     Raises:
         CannotCompile: the solve or the field has no compiled form.
     """
-    program, dt, table = prepare(plan, y, dt, starts, bounded)
-    shape, layout = program.shape, plan.equation.layout
-    slots, size = shape.slots, shape.controller.state_size
+    program, dt, table = prepare(plan, y, dt, starts, bounded, states)
+    shape, layout, slots = program.shape, plan.equation.layout, program.shape.slots
+    size = shape.controller.state_size
     ahead = Ahead.of(plan, dt, slots)
-    x = _inputs(plan, table, y)
-    step = None if dt is None else _tensor(dt, y)
-    recorded = starts or plan.dense
-    name, given = "first", (y, step)
+    x = inputs_of(plan, table, y)
+    step = None if dt is None else tensor(dt, y)
+    name, given, kinds = "first", (y, step), kinds_of(plan, y) if states else ()
     while True:
         noise, room = ahead.run(y.device)
-        records = _records(slots, _degree(plan), y) if recorded else None
+        records = Records.empty(slots, _degree(plan), y, kinds) if starts or plan.dense else None
         inputs = shape.opened(layout, args, given, x._replace(noise=noise, room=room), records)
         out = program.call(name, f, *inputs)
         used, packed = int(out[0]), out[1:]
@@ -378,65 +393,3 @@ def chunks(
         if not (carry.status.numpy() == RUNNING).any():
             return
         name, given = "more", (tuple(packed),)
-
-
-def _tensor(values: Any, like: Tensor) -> Tensor:
-    host = torch.from_numpy(np.array(values, dtype=np.float64, ndmin=1))
-    return host if like.device.type == "cpu" else host.to(like.device)
-
-
-@lru_cache(maxsize=256)
-def _limit(value: int, device: torch.device) -> Tensor:
-    """A number of attempts as an input; no program writes into its inputs but the records."""
-    return torch.tensor(value, dtype=torch.int64, device=device)
-
-
-@lru_cache(maxsize=256)
-def _tolerance(which: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tolerance for all of a row, as an input.
-
-    Equal ones are tensors of their own, or a program would hold them for one. They have an axis,
-    because conditions on numbers are looked at in Python.
-    """
-    return torch.full((1,), value, dtype=dtype, device=device)
-
-
-def _inputs(plan: Plan, table: Any, y: Tensor) -> Inputs:
-    atol = rtol = None
-    if plan.scale is not None:
-        atol, rtol = (
-            v.to(y) if isinstance(v, Tensor) else _tolerance(name, v, y.dtype, y.device)
-            for name, v in zip(("atol", "rtol"), plan.scale, strict=False)
-        )
-    span = plan.span
-    limit = _limit(plan.max_steps, y.device)
-    if table is not None:
-        table = tables(table, y)
-    return Inputs(
-        _tensor(span.t0, y),
-        _tensor(span.t1, y),
-        table,
-        atol,
-        rtol,
-        limit,
-        None,
-        None,
-    )
-
-
-def tables(values: Any, like: Tensor) -> Any:
-    """The times of a grid, or the lists of times that ``Clip`` has."""
-    if isinstance(values, tuple):
-        return tuple(None if x is None else _tensor(x, like) for x in values)
-    times = _tensor(values, like)
-    leave_open(times, 0)  # a grid of another length runs the same program
-    return times
-
-
-def _records(slots: int, degree: int, y: Tensor) -> Records:
-    # Tensors of their own, not views of one: programs write into them, each slot that is used whole.
-    clock, shape = (slots, y.shape[0]), tuple(y.shape)
-    t, dt, end = (torch.empty(clock, dtype=torch.float64, device=y.device) for _ in range(3))
-    starts = torch.empty((slots, *shape), dtype=y.dtype, device=y.device)
-    coefficients = torch.empty((slots, degree, *shape), dtype=y.dtype, device=y.device) if degree else None
-    return Records(t, dt, end, starts, coefficients)

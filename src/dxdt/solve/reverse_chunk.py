@@ -21,9 +21,9 @@ from dxdt.solve.batch import Batch
 from dxdt.solve.equation import Rows
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form
-from dxdt.solve.solver import Solver
+from dxdt.solve.solver import Phase, Solver, State
 
-__all__ = ["Holder", "Pulled", "Taken", "any_length", "hold", "opened", "reverse"]
+__all__ = ["Found", "Holder", "Memory", "Pulled", "Taken", "any_length", "hold", "opened", "reverse"]
 
 
 class Holder(nn.Module):
@@ -66,7 +66,13 @@ def any_length(parts: Iterable[Tensor | None]) -> None:
 
 class Taken(NamedTuple):
     """Steps of a chunk and the cotangents that enter at each: of the value at its end and at its
-    start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``."""
+    start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``.
+
+    Attributes:
+        number: names of the steps, ``(K, R)``, where noise has to know them.
+        states: of a solver that remembers: its state at the start of each step ``(K, R, ...)``.
+        leap: how far the clock was moved across a jump after the step, ``(K, R)``; such a state is renewed there.
+    """
 
     t: Tensor
     dt: Tensor
@@ -75,13 +81,56 @@ class Taken(NamedTuple):
     start: Tensor
     coefficients: Tensor | None
     number: Tensor | None
+    states: tuple[Tensor, ...] = ()
+    leap: Tensor | None = None
 
     def any_length(self) -> Taken:
         """The same for a program that serves any number of steps: at least two slots, since
         compilers make a size of one a special case."""
-        parts = [x if x is None or len(x) > 1 else torch.cat([x, x]) for x in self]
-        any_length(parts)
+        taken = self.each(lambda x: x if len(x) > 1 else torch.cat([x, x]))
+        taken.each(lambda x: any_length([x]))
+        return taken
+
+    def each(self, f: Callable[[Tensor], Any]) -> Taken:
+        """``f`` of all that there is."""
+        parts = (tuple(map(f, x)) if isinstance(x, tuple) else None if x is None else f(x) for x in self)
         return Taken(*parts)  # pyright: ignore[reportArgumentType]
+
+    def at(self, i: Tensor, like: Tensor) -> Taken:
+        """One step, its state in rows such as ``like``."""
+        slot = i.reshape(1)
+        one = self.each(lambda x: x.index_select(0, slot)[0])
+        y, end, start = (x.reshape(like.shape) for x in (one.y, one.end, one.start))
+        held = one.coefficients
+        held = None if held is None else held.reshape(held.shape[0], *like.shape)
+        return one._replace(y=y, end=end, start=start, coefficients=held)
+
+
+class Memory(NamedTuple):
+    """What carries the cotangents of a solver's state through a chunk and, at the start of the solve, out of it.
+
+    Attributes:
+        state: cotangents at the end of the chunk, ``(R, ...)`` each.
+        t0, y0: where the solve began.
+        first: whether the chunk is the first, ``()``.
+        bounds: for each phase but the last, how many steps of the chunk are taken before its end, ``()`` each.
+    """
+
+    state: tuple[Tensor, ...]
+    t0: Tensor
+    y0: Tensor
+    first: Tensor
+    bounds: tuple[Tensor, ...]
+
+
+class Found(NamedTuple):
+    """Cotangents of the start of a chunk, of t0 and t1 where they are wanted, of what its steps share, and of the
+    state of a solver that remembers."""
+
+    y: Tensor
+    ends: tuple[Tensor, ...]
+    totals: tuple[Tensor, ...]
+    state: tuple[Tensor, ...]
 
 
 class Pulled(NamedTuple):
@@ -97,6 +146,7 @@ class Pulled(NamedTuple):
     totals: Any
     clocks: tuple[Tensor, Tensor] | None
     noise: Any
+    memory: Memory | None = None
 
     def opened(self, batch: Batch | None, layout: Layout) -> Pulled:
         """The same as inputs of a program whose batch is open where it is one."""
@@ -140,7 +190,7 @@ def opened(
 
 
 def reverse(
-    solver: Solver,
+    phases: Sequence[Phase],
     form: Form,
     layout: Layout,
     dense: bool,
@@ -154,55 +204,86 @@ def reverse(
     totals: Any,
     clocks: tuple[Tensor, Tensor] | None,
     noise: Any,
-) -> Any:
+    memory: Memory | None,
+) -> Found:
     """Cotangents of the start of a chunk and of what its steps share, from those of its end.
 
     ``last`` is the place of the last step in ``taken``. Where derivatives for times are wanted, ``clocks`` says
     which steps begin at t0 and which end at t1, ``(K, R)`` each, and two cotangents ``(R,)`` of t0 and t1 follow
     that of the start. Nothing is written in place: what the compiler makes of that fails inside derivatives.
+    A solver that remembers has a ``memory``; the state of another is formed again where each step begins.
     """
     gy = gy.reshape(layout.rows, layout.size)
     rows_of = opened(form, layout, holder, args, names)
+    size = 0 if memory is None else len(memory.state)
 
-    def step(path: Any, index: Any, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
-        rows = rows_of(inner, path)
-        state = solver.init(rows, t, y, dense)
+    def step(solver: Solver, path: Any, at: Taken, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
+        rows = rows_of(inner[size:], path)
+        # A tensor in any case: solvers know by it that they cannot look at values.
+        index = torch.zeros_like(at.t, dtype=torch.int64) if at.number is None else at.number
+        state = solver.init(rows, t, y, dense) if memory is None else inner[:size]
         after = solver.step(rows, t, dt, y, state, index)
-        return (after.y, solver.dense(after, dt, y)) if dense else (after.y,)
+        kept = () if memory is None else after.state
+        if at.leap is not None:
+            kept = _renewed(solver.init(rows, at.t + at.dt + at.leap, after.y, dense), kept, at.leap != 0)
+        return after.y, *kept, *((solver.dense(after, dt, y),) if dense else ())
 
-    def keeps(i: Tensor, *carry: Tensor) -> Tensor:
-        return i >= 0
+    def walk(solver: Solver, least: Tensor | None, carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        def keeps(i: Tensor, *carry: Tensor) -> Tensor:
+            return i >= (0 if least is None else least)
 
-    def body(i: Tensor, gy: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
-        slot = i.reshape(1)
-        t, dt = (x.index_select(0, slot)[0] for x in taken[:2])
-        y, end, begin_ = (x.index_select(0, slot)[0].reshape(gy.shape) for x in taken[2:5])
-        index = 0 if taken.number is None else taken.number.index_select(0, slot)[0]
-        path = None if noise is None else _Made(noise.increment(t, dt, index))
-        ok = (dt != 0).unsqueeze(-1)
-        cots = [torch.where(ok, gy + end, 0.0)]
-        if dense:
-            assert taken.coefficients is not None
-            held = taken.coefficients.index_select(0, slot)[0]
-            cots.append(held.reshape(held.shape[0], *gy.shape))
-        moved, totals = totals[: len(ends)], totals[len(ends) :]
-        if clocks is None:
-            back, *rest = pull(lambda *at: step(path, index, t, dt, *at), (y, *shared), tuple(cots))
-        else:
-            gt, gdt, back, *rest = pull(lambda *at: step(path, index, *at), (t, dt, y, *shared), tuple(cots))
-            fresh, last = (x.index_select(0, slot)[0] for x in clocks)
-            moved = moved[0] + torch.where(fresh, gt - gdt, 0.0), moved[1] + torch.where(last, gdt, 0.0)
-        return (
-            i - 1,
-            torch.where(ok, back + begin_, gy),
-            *moved,
-            *(a + b for a, b in zip(totals, rest, strict=True)),
-        )
+        def body(i: Tensor, *carry: Tensor) -> tuple[Tensor, ...]:
+            cotangents, moved, totals = carry[: 1 + size], carry[1 + size : first], carry[first:]
+            at = taken.at(i, carry[0])
+            t, dt = at.t, at.dt
+            path = None if noise is None else _Made(noise.increment(t, dt, 0 if at.number is None else at.number))
+            ok = dt != 0
+            entering = [cotangents[0] + at.end, *cotangents[1:]]
+            cots = [torch.where(_wide(ok, g), g, 0.0) for g in entering]
+            if at.coefficients is not None:
+                cots.append(at.coefficients)
+            begun = (at.y, *at.states, *shared)
+            if clocks is None:
+                found = pull(lambda *x: step(solver, path, at, t, dt, *x), begun, tuple(cots))
+            else:
+                gt, gdt, *found = pull(lambda *x: step(solver, path, at, *x), (t, dt, *begun), tuple(cots))
+                fresh, last = (x.index_select(0, i.reshape(1))[0] for x in clocks)
+                moved = moved[0] + torch.where(fresh, gt - gdt, 0.0), moved[1] + torch.where(last, gdt, 0.0)
+            back = [found[0] + at.start, *found[1 : 1 + size]]
+            return (
+                i - 1,
+                *(torch.where(_wide(ok, g), b, g) for b, g in zip(back, cotangents, strict=True)),
+                *moved,
+                *(a + b for a, b in zip(totals, found[1 + size :], strict=True)),
+            )
+
+        return loop(keeps, body, carry)
 
     ends = () if clocks is None else (torch.zeros_like(taken.t[0]), torch.zeros_like(taken.t[0]))
+    first = 1 + size + len(ends)
     compiling = torch.compiler.is_dynamo_compiling()
     pull, loop = (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
-    return loop(keeps, body, (last.clone(), gy.clone(), *ends, *(x.clone() for x in totals)))[1:]
+    states = () if memory is None else memory.state
+    carry = (last.clone(), gy.clone(), *(x.clone() for x in states), *ends, *(x.clone() for x in totals))
+    for n in range(len(phases) - 1, -1, -1):
+        carry = walk(phases[n].solver, memory.bounds[n - 1] if memory is not None and n else None, carry)
+    gy, states, ends, totals = carry[1], carry[2 : 2 + size], carry[2 + size : 1 + first], carry[1 + first :]
+    if memory is None:
+        return Found(gy, ends, totals, ())
+    # The solver's state was formed at the start of the solve.
+    cots = tuple(torch.where(memory.first, g, 0.0) for g in states)
+    begun = (memory.t0, memory.y0, *shared)
+    gt, back, *rest = pull(lambda t, y, *x: phases[0].solver.init(rows_of(x, noise), t, y, dense), begun, cots)
+    ends = (ends[0] + gt, ends[1]) if ends else ()
+    return Found(gy + back, ends, tuple(a + b for a, b in zip(totals, rest, strict=True)), states)
+
+
+def _wide(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.reshape(mask.shape + (1,) * (like.dim() - 1))
+
+
+def _renewed(new: State, old: State, rows: Tensor) -> State:
+    return tuple(torch.where(_wide(rows, a), a, b) for a, b in zip(new, old, strict=True))
 
 
 class _Made:

@@ -19,7 +19,7 @@ from dxdt.solve.equation import Equation, Rows
 from dxdt.solve.noise import Noise
 from dxdt.solve.noisy import Noisy
 
-__all__ = ["Solver", "State", "Step", "hermite"]
+__all__ = ["Phase", "Solver", "State", "Step", "hermite"]
 
 State = tuple[Tensor, ...]
 """What a solver carries from step to step: tensors whose first axis is the row."""
@@ -39,6 +39,18 @@ class Step(NamedTuple):
     error: Tensor | None
     state: State
     data: tuple[Tensor, ...]
+
+
+class Phase(NamedTuple):
+    """A part of a compiled solve.
+
+    Attributes:
+        solver: takes its steps, on the state of the solver whose phase it is.
+        until: accepted steps of a row at its end, or None for the last.
+    """
+
+    solver: Solver
+    until: int | None
 
 
 class Solver(ABC):
@@ -82,6 +94,11 @@ class Solver(ABC):
     @abstractmethod
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         """The state before the first step; ``dense`` asks for steps that can be interpolated."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """How its steps are taken where no row accepts less than another and no state is renewed, if not all alike."""
+        return ()
 
     def slope(self, state: State) -> Tensor | None:
         """f(t, y) where the state holds it: it saves the starting rule an evaluation."""

@@ -1,0 +1,56 @@
+"""Cotangents of the state of a solver that remembers, on their way back through the chunks of a solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.solve.compiled import Forward
+from dxdt.solve.phases import kinds_of, phases_of
+from dxdt.solve.plan import Plan
+from dxdt.solve.reverse_chunk import Found, Memory
+
+__all__ = ["Memories"]
+
+
+@dataclass
+class Memories:
+    """What enters the programs of the chunks, from last to first.
+
+    Attributes:
+        before: steps that the quickest row had accepted before each chunk that is still to come.
+        untils: steps at which each phase of the solve but the last ends.
+        state: cotangents found so far.
+        start: where the solve began: times ``(R,)`` and states ``(R, n)``; rows that never moved stand by another.
+    """
+
+    before: list[int]
+    untils: list[int]
+    state: tuple[Tensor, ...]
+    start: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, plan: Plan, y: Tensor, forward: Forward) -> Memories:
+        """At the end of a solve."""
+        before, total = list[int](), np.zeros(y.shape[0], dtype=np.int64)
+        for records, count in forward.tape:
+            before.append(int(total.max()))
+            total = total + (records.dt[:count].numpy() != 0).sum(0)
+        rows = np.where(total > 0, np.arange(len(total)), int(total.argmax()))
+        t0 = torch.from_numpy(np.atleast_1d(plan.span.t0)[rows])
+        zeros = tuple(torch.zeros(size, dtype=dtype) for size, dtype in kinds_of(plan, y))
+        untils = [phase.until for phase in phases_of(plan) if phase.until is not None]
+        return cls(before, untils, zeros, (t0, y.detach()[torch.from_numpy(rows)]))
+
+    def turn(self) -> Memory:
+        """What the program of the chunk before is given."""
+        taken = self.before.pop()
+        bounds = tuple(torch.tensor(max(0, until - taken)) for until in self.untils)
+        return Memory(self.state, *self.start, torch.tensor(not self.before), bounds)
+
+    def enter(self, found: Found) -> None:
+        """What that program found."""
+        self.state = found.state
