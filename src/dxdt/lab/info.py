@@ -21,7 +21,7 @@ EXTRAS = {
     "mcmc": ("arviz",),
     "interop": ("diffusers", "safetensors"),
     "series": ("aeon",),
-    "bench": ("torchdiffeq", "torchsde", "diffrax"),
+    "bench": ("torchdiffeq", "torchode", "torchsde", "diffrax"),
 }
 """For each extra, the packages by which it is recognised."""
 
