@@ -229,6 +229,15 @@ def test_steps_end_at_given_times(inner, span, per_sample):
     assert (sol.ys[-1] - torch.exp(torch.tensor(span[0] - span[1]))).abs().max() < 20 * tol
 
 
+@pytest.mark.parametrize("inner", [dxdt.Grid([0.0, 0.5, 1.0, 2.0]), Constant(0.5)], ids=["Grid", "Constant"])
+def test_steps_that_were_known_are_kept_between_given_times(inner):
+    """A stop divides a step and moves none of the others."""
+    nodes = [0.5, 1.0, 2.0] if isinstance(inner, dxdt.Grid) else [0.5, 1.0, 1.5, 2.0]
+    stops = [0.1, 0.2, 0.3, 1.0, 1.9]
+    sol = step_times(Clip(inner, steps=stops), span=(0.0, 2.0), y0=torch.ones(2, dtype=DOUBLE))
+    assert torch.allclose(sol.ts[1:], torch.tensor(sorted({*nodes, *stops}), dtype=DOUBLE), rtol=1e-13, atol=0)
+
+
 def test_clipping_does_not_keep_steps_short():
     """After a stop the controller goes on with the step it had wanted."""
     free = step_times(PID(1e-6, 1e-6)).stats.accepted

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.axes import leave_open
-from dxdt.solve.controller import Constant, Grid
+from dxdt.solve.controller import Clip, Constant, Grid
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.plan import Plan
 
@@ -48,8 +48,6 @@ class Ahead:
         if path is None or getattr(path, "ahead", None) is None:
             # What an event strikes from the records was in vain: begin with few attempts.
             return cls(path, None, slots, first=_FEW if plan.watch is not None else None)
-        if not isinstance(plan.controller, (Constant, Grid)):
-            raise CannotCompile("noise of known steps that are clipped has no compiled form yet")
         numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
         most = max(2, _NUMBERS // max(1, numbers))
         return cls(path, _steps(plan, dt), min(most, slots) if slots else most)
@@ -81,11 +79,14 @@ def _any_length(drawn: Any) -> None:
 
 def _steps(plan: Plan, dt: Any) -> int:
     """A bound on the steps of a row."""
-    controller, span = plan.controller, plan.span
+    controller, span, more = plan.controller, plan.span, 0
+    while isinstance(controller, Clip):
+        controller, more = controller.controller, more + len(controller.steps) + len(controller.jumps_at)
     if isinstance(controller, Grid):
         count = len(controller.times) - 1
+    elif not isinstance(controller, Constant):
+        raise CannotCompile(f"noise of known steps has no compiled form under {type(controller).__name__}")
     else:
-        assert isinstance(controller, Constant)
         length = np.abs(np.asarray(span.t1) - np.asarray(span.t0))
         count = int(np.ceil(np.max(length / np.abs(np.asarray(dt))))) + 1
-    return min(count, plan.max_steps)
+    return min(count + more, plan.max_steps)

@@ -349,7 +349,7 @@ def PI(rtol: Tree = 1e-4, atol: Tree = 1e-6, **options: Any) -> PID:  # noqa: N8
 @final
 @dataclass(frozen=True, eq=False)
 class Clip(Controller):
-    """A controller whose steps end at given times.
+    """A controller whose steps end at given times, besides where they would end.
 
     Args:
         controller: rule for the steps between.
@@ -394,17 +394,18 @@ class Clip(Controller):
         self.controller.check(t0, t1, dt)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
-        dt, state = self.controller.start(span, dt, order)
+        dt, state = self.controller.start(self._inner(span), dt, order)
         return self._clip(span, span.t0, dt), (dt, *state)
 
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
-        wanted, *inner = state
-        decision = self.controller.decide(span, error, t, dt, tuple(inner))
-        clipped = abs(dt) < abs(wanted) * (1 - 1e-9)
-        larger = span.clock.where(abs(wanted) > abs(decision.dt), wanted, decision.dt)
-        step = span.clock.where(decision.accept & clipped, larger, decision.dt)
-        end = span.clock.where(decision.accept, t + dt, t)
-        return Decision(decision.accept, self._clip(span, end, step), (step, *decision.state), decision.failed)
+        clock, (wanted, *inner) = span.clock, state
+        decision = self.controller.decide(self._inner(span), error, t, dt, tuple(inner))
+        clipped, control = decision.accept & (abs(dt) < abs(wanted) * (1 - 1e-9)), decision.state
+        rest = clock.where(abs(wanted) > abs(decision.dt), wanted, decision.dt) if self.adaptive else wanted - dt
+        if not self.adaptive:  # a part of the inner rule's step is none of its steps
+            control = [clock.where(clipped, a, b) for a, b in zip(inner, control, strict=True)]
+        step, end = clock.where(clipped, rest, decision.dt), clock.where(decision.accept, t + dt, t)
+        return Decision(decision.accept, self._clip(span, end, step), (step, *control), decision.failed)
 
     def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
         jumps = span.clock.column(self._stops(span)[1], t)
@@ -419,7 +420,10 @@ class Clip(Controller):
         return 2.4e-7 * abs(jumps) + 1e-12
 
     def _stops(self, span: Span) -> tuple[Any, Any]:
-        return (self.steps, self.jumps_at) if span.table is None else span.table
+        return (self.steps, self.jumps_at) if span.table is None else span.table[:2]
+
+    def _inner(self, span: Span) -> Span:
+        return span if span.table is None else span._replace(table=span.table[2])
 
     def _clip(self, span: Span, t: Ticks, dt: Ticks) -> Ticks:
         sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)

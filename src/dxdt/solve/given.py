@@ -75,9 +75,10 @@ def inputs_of(plan: Plan, table: Any, y: Tensor) -> Inputs:
 
 
 def tables(values: Any, like: Tensor) -> Any:
-    """The times of a grid, or the lists of times that ``Clip`` has."""
+    """The times of a grid, or the lists of times that ``Clip`` has and those of the rule in it."""
     if isinstance(values, tuple):
-        return tuple(None if x is None else tensor(x, like) for x in values)
+        return tuple(None if x is None else tables(x, like) for x in values)
     times = tensor(values, like)
-    leave_open(times, 0)  # a grid of another length runs the same program
+    if times.dim() > 1:
+        leave_open(times, 0)  # a grid of another length runs the same program
     return times

@@ -50,6 +50,11 @@ class Revisit(Controller):
             raise ValueError(f"Revisit(depth={self.depth}): give at least 1")
 
     @property
+    def state_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The stack, the step that was wanted, and the state of the rule."""
+        return 2 + self.controller.state_size
+
+    @property
     def jumps(self) -> bool:
         """Whether the inner rule moves the clock across discontinuities."""
         return self.controller.jumps
@@ -65,7 +70,8 @@ class Revisit(Controller):
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         dt, state = self.controller.start(span, dt, order)
-        ends = span.clock.column(np.full(self.depth, np.inf), span.t0) + 0 * span.t0
+        never = span.clock.full(span.t0, np.inf)
+        ends = torch.stack([never] * self.depth) if isinstance(never, Tensor) else np.stack([never] * self.depth)
         return dt, (ends, dt, *state)
 
     def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dxdt.solve.controller import PID, Clip, Constant, Controller, Grid
 from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.revisit import Revisit
 
 __all__ = ["static"]
 
@@ -21,7 +22,7 @@ _NEVER = 1e300
 @singledispatch
 def static(controller: Controller) -> tuple[Controller, Any]:
     """The controller without what is passed as an input, and that input: times ``(N, 1)`` or
-    ``(N, R)``, or a pair of ``(N,)``, or None. Equal ones share programs.
+    ``(N, R)``, or two of ``(N,)`` and that of the rule between them, or None. Equal ones share programs.
 
     Raises:
         CannotCompile: the controller has no compiled form.
@@ -48,10 +49,14 @@ def _(controller: Constant) -> tuple[Controller, Any]:
 @static.register
 def _(controller: Clip) -> tuple[Controller, Any]:
     inner, table = static(controller.controller)
-    if table is not None:
-        raise CannotCompile("Clip around a given grid has no compiled form: put the times into the grid")
     tables = tuple(_padded(x) if some else None for x, some in zip(_lists(controller), controller.some, strict=True))
-    return _clip(inner, *controller.some), tables
+    return _clip(inner, *controller.some), (*tables, table)
+
+
+@static.register
+def _(controller: Revisit) -> tuple[Controller, Any]:
+    inner, table = static(controller.controller)
+    return _revisit(inner, controller.depth), table
 
 
 def _lists(controller: Clip) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +72,11 @@ def _padded(times: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _same_tolerances(controller: PID) -> PID:
     return replace(controller, rtol=1.0, atol=1.0)
+
+
+@lru_cache(maxsize=256)
+def _revisit(inner: Controller, depth: int) -> Revisit:
+    return Revisit(inner, depth)
 
 
 @lru_cache(maxsize=256)
