@@ -17,7 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["DEVICE", "HOST", "SINGLE", "Clock", "Ticks", "factors", "from_host", "moments", "scaled_sum", "to_host"]
+__all__ = [
+    "DEVICE",
+    "HOST",
+    "SINGLE",
+    "Clock",
+    "Ticks",
+    "beside",
+    "factors",
+    "from_host",
+    "hosted",
+    "moments",
+    "placed",
+    "scaled_sum",
+    "to_host",
+]
 
 Ticks: TypeAlias = Any
 """A clock vector: a numpy array on the host, a tensor in a compiled loop."""
@@ -65,6 +79,28 @@ def from_host(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of the host as a tensor of the dtype and device of ``like``."""
     host = torch.from_numpy(values.astype(_NUMPY[like.dtype]))
     return host if like.device.type == "cpu" else host.to(like.device)
+
+
+def beside(like: Tensor, *places: np.ndarray) -> tuple[Tensor, ...]:
+    """Arrays of the host on the device of ``like``: places, masks, clocks."""
+    return tuple(torch.from_numpy(x).to(like.device) for x in places)
+
+
+def hosted(values: Sequence[Tensor]) -> list[Tensor]:
+    """Clocks and counts on the host, brought there together; those that are there stay what they are."""
+    return list(values) if all(x.device.type == "cpu" for x in values) else _moved(values, torch.device("cpu"))
+
+
+def placed(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Clocks and counts of the host on a device, sent there together; see ``hosted``."""
+    return list(values) if all(x.device == device for x in values) else _moved(values, device)
+
+
+def _moved(values: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    # All have eight bytes: one transfer for all of them.
+    bits = torch.cat([x.contiguous().view(torch.int64).reshape(-1) for x in values]).to(device)
+    parts = bits.split([x.numel() for x in values])
+    return [part.view(x.dtype).reshape(x.shape) for part, x in zip(parts, values, strict=True)]
 
 
 class _Single:

@@ -13,6 +13,7 @@ from dxdt.ops.axes import leave_open
 from dxdt.solve.controller import Clip, Constant, Grid
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.plan import Plan
+from dxdt.solve.reverse_chunk import room
 
 __all__ = ["Ahead"]
 
@@ -60,7 +61,7 @@ class Ahead:
             self.first = None if self.first is None else 2 * most
             return self.path, torch.tensor(most, device=device) if most else None
         steps = min(self.most, max(self.left, 2))
-        drawn = self.path.ahead(self.taken, steps)
+        drawn = self.path.ahead(self.taken, room(steps, device))
         self.left, self.taken = self.left - steps, self.taken + steps
         _any_length(drawn)
         return drawn, torch.tensor(steps, device=device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dxdt.solve.gradient import Inputs
 from dxdt.solve.plan import Plan
+from dxdt.solve.untouched import Seeds
 
 __all__ = ["captured", "lost"]
 
@@ -26,12 +27,12 @@ def captured(plan: Plan, inputs: Inputs) -> None:
     inputs = inputs.rebuilt([*leaves[: len(leaves) - params], *inputs.params])
     plan = inputs.plan(plan)
     y = inputs.y.detach().requires_grad_()
-    before = torch.get_rng_state()
+    seeds = Seeds(y.device)
     with torch.enable_grad():
         values = plan.equation.probe(plan.span.t0, y)
         if plan.watch is not None:
             values = (*values, *plan.watch.probe(plan.span.t0, y))
-    if not torch.equal(before, torch.get_rng_state()):
+    if seeds.used:
         raise ValueError(
             "the field draws random numbers (dropout?), so forming its steps again would give other values: "
             "call .eval() on it, or use gradient=dxdt.Direct()"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dxdt.ops.clock import from_host
+from dxdt.ops.clock import beside, from_host
+from dxdt.ops.replay import replays
 from dxdt.solve.compiled_event import Lookout, tied
 from dxdt.solve.engine import Chunk, Records, chunks
 from dxdt.solve.fallback import DRAWS, CannotCompile
@@ -44,8 +45,9 @@ def compilable(plan: Plan) -> None:
         raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
     if plan.watch is not None and any(e.reset is not None for e in plan.watch.events):
         raise CannotCompile("events with a reset have no compiled form yet")
-    if plan.equation.layout.device.type != "cpu":
-        raise CannotCompile("the compiled loop runs on the CPU; on other devices the loop is eager")
+    device = plan.equation.layout.device
+    if device.type != "cpu" and not replays(device):
+        raise CannotCompile(f"compiled loops run on the CPU and on CUDA, not on {device.type}")
 
 
 def check_field(plan: Plan, y: Tensor) -> None:
@@ -214,7 +216,7 @@ class Forward:
         self.recorder.starts += list(np.where(ok, t, end)[some])
         self.recorder.lengths += list(dt[some])
         self.recorder.ends += list(end[some].copy())
-        index = torch.from_numpy(some)
+        index = beside(records.y, some)
         assert records.coefficients is not None
         self.starts.append(records.y[index])
         self.coefficients.append(records.coefficients[index])
@@ -229,7 +231,7 @@ class Forward:
         count = accepted + np.cumsum(ok, axis=0)
         slot, row = np.nonzero(ok & (count % every == 0))
         self._enter(count[slot, row] // every - 1, row, end[slot, row])
-        self.values.append(self._ends(chunk)[torch.from_numpy(slot), torch.from_numpy(row)])
+        self.values.append(self._ends(chunk)[beside(chunk.carry.y, slot, row)])
         self.pairs.append(Asked(slot, row, np.ones(len(slot)), slot * 0, True))
 
     def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
@@ -245,7 +247,7 @@ class Forward:
             whole &= ~chunk.cut[slot, row]
         theta = np.where(whole, 1.0, (wanted - start) / length)
         self._enter(index, row, wanted)
-        at = torch.from_numpy(slot), torch.from_numpy(row)
+        at = beside(records.y, slot, row)
         dense = None
         if (theta < 1).any():
             assert records.coefficients is not None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.clock import hosted
 from dxdt.ops.tree import tree_map
 from dxdt.solve.adjoint_program import AdjointProgram, AdjointShape, Seed, Stretch
 from dxdt.solve.adjoint_rows import NODES, AdjointRows
@@ -180,6 +181,7 @@ class _Sweep:
         if made.shape.adaptive:
             self.dt = dt
         self.seed = None
+        status, used = hosted([status, used])
         arrived(status.numpy())
         self.evaluated += _evaluated(int(used), work, made.shape.adaptive, bool(self.sums))
 
@@ -192,7 +194,7 @@ class _Sweep:
 
     def _hand_over(self) -> None:
         self._settle()
-        self.failed, self.eager.dt = True, self.dt.numpy().copy()
+        self.failed, self.eager.dt = True, hosted([self.dt])[0].numpy().copy()
         if self.adjoint.integrates:
             self.adjoint.sums = [s.clone() for s in self.sums]
 

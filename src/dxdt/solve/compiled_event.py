@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import to_host
+from dxdt.ops.clock import beside, from_host, to_host
 from dxdt.solve.engine import Chunk
 from dxdt.solve.event import Crossing, Event, Watch
 from dxdt.solve.gradient import Outcome
@@ -110,7 +110,7 @@ class Lookout:
         records, carry = chunk.records, chunk.carry
         assert records is not None and records.coefficients is not None
         met, rows = self.met, np.asarray(crossing.rows)
-        mask = torch.from_numpy(rows)
+        (mask,) = beside(carry.y, rows)
         t, dt, end = (x.numpy() for x in records[:3])
         stop = np.where(rows, t[k] + crossing.theta * dt[k], end[k])
         ok = dt[: k + 1] != 0
@@ -121,13 +121,15 @@ class Lookout:
         met.y, met.dense = (
             torch.where(wide, a, b) for a, b in ((records.y[k], met.y), (records.coefficients[k], met.dense))
         )
-        theta = torch.from_numpy(np.asarray(crossing.theta)).to(met.y.dtype)
+        theta = from_host(np.asarray(crossing.theta), met.y)
         arrive = records.y[k] + polynomial(records.coefficients[k], theta)
         end[k] = stop
         t[k + 1 :, rows], dt[k + 1 :, rows], end[k + 1 :, rows] = stop[rows], 0.0, stop[rows]
         records.y[k + 1 :, mask] = arrive[mask]
         records.coefficients[k + 1 :, :, mask] = 0
-        carry.y[mask], carry.t[mask] = arrive[mask], torch.from_numpy(stop)[mask]
+        carry.y[mask] = arrive[mask]
+        mask = torch.from_numpy(rows)
+        carry.t[mask] = torch.from_numpy(stop)[mask]
         carry.status[mask] = _EVENT
         carry.attempts[mask] = torch.from_numpy(self.attempts + k + 1)[mask]
         carry.accepted[mask] = torch.from_numpy(self.accepted + ok.sum(0))[mask]
@@ -164,7 +166,7 @@ class Lookout:
             theta, rise = j / event.checks, top
             for c in reversed(lower):
                 rise = torch.add(c, rise, alpha=theta)
-            time = records.t[:used] + theta * records.dt[:used]
+            (time,) = beside(y, records.t[:used].numpy() + theta * records.dt[:used].numpy())
             at = torch.vmap(lambda t, y: self.watch._value(event, self.watch._time(t, y), y))
             values.append(at(time, y + theta * rise))
         value = torch.stack(values, 1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import from_host
+from dxdt.ops.clock import beside, from_host, placed
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured, lost
 from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
@@ -161,10 +161,12 @@ class _Task:
         memories = Memories.of(self.plan, self.inputs.y, forward) if program.shape.states else None
         for entry in self._entries(given, times):
             taken = entry.taken()
+            if not len(taken.t) and memories is None:
+                continue
             clocks = None if times is None else times.masks(entry.kept())
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
-            last, taken = torch.from_numpy(np.array(taken.t.shape[0] - 1)), taken.any_length()
+            (last,), taken = beside(gy, np.array(len(taken.t) - 1)), taken.any_length()
             memory = None if memories is None else memories.turn()
             pulled = Pulled(
                 self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise, memory
@@ -243,12 +245,12 @@ class _Entry:
         """Saved values: at the end of a step, or inside it (all of them, if not ``exact``)."""
         slot, row, theta, _, ends = asked
         whole = np.ones(len(slot), dtype=bool) if ends else (theta == 1) & exact
-        at = lambda mask: (torch.from_numpy(slot[mask]), torch.from_numpy(row[mask]))  # noqa: E731
-        self.end.index_put_(at(whole), g[torch.from_numpy(whole)], accumulate=True)
+        at = lambda mask: beside(g, slot[mask], row[mask])  # noqa: E731
+        self.end.index_put_(at(whole), g[beside(g, whole)], accumulate=True)
         if whole.all():
             return
         inside = ~whole
-        g, place = g[torch.from_numpy(inside)], from_host(theta[inside], g)[:, None]
+        g, place = g[beside(g, inside)], from_host(theta[inside], g)[:, None]
         self.start.index_put_(at(inside), g, accumulate=True)
         assert self.coefficients is not None
         for j in range(self.coefficients.shape[1]):
@@ -257,7 +259,7 @@ class _Entry:
     def met(self, met: Met, number: int, start: Tensor | None, coefficients: Tensor | None) -> None:
         """Steps of this chunk that an event cut short."""
         row = np.flatnonzero(met.rows & (met.chunk == number))
-        at = torch.from_numpy(met.slot[row]), torch.from_numpy(row)
+        at = beside(self.end, met.slot[row], row)
         if start is not None:
             self.start.index_put_(at, start[at[1]], accumulate=True)
         if coefficients is not None:
@@ -266,7 +268,7 @@ class _Entry:
 
     def path(self, some: np.ndarray, g: Tensor, gstart: Tensor | None) -> None:
         """The dense path."""
-        index = torch.from_numpy(some)
+        (index,) = beside(g, some)
         assert self.coefficients is not None
         self.coefficients.index_add_(0, index, g)
         if gstart is not None:
@@ -287,13 +289,16 @@ class _Entry:
         taken = Taken(t, dt, y, self.end, self.start, self.coefficients, self.index, states, self.leap)
         ok = dt.numpy() != 0
         if not ok.all():
-            some = torch.from_numpy(np.flatnonzero(ok.any(1)))
-            taken = taken.each(lambda x: x.index_select(0, some))
+            some = np.flatnonzero(ok.any(1))
+            taken = taken.each(lambda x: x.index_select(0, *beside(x, some)))
             kept = ok[ok.any(1)]
             if not kept.all():
                 at = _harmless(kept)
-                states = tuple(x[at] for x in taken.states)
-                taken = taken._replace(t=taken.t[at], y=taken.y[at], states=states)
+                states = tuple(x[beside(x, *at)] for x in taken.states)
+                taken = taken._replace(t=taken.t[beside(taken.t, *at)], y=taken.y[beside(y, *at)], states=states)
+        clocks = {name: getattr(taken, name) for name in ("t", "dt", "number", "leap")}
+        clocks = {name: x for name, x in clocks.items() if x is not None}
+        taken = taken._replace(**dict(zip(clocks, placed(list(clocks.values()), y.device), strict=True)))
         return taken.each(lambda x: x.contiguous())
 
 
@@ -308,7 +313,7 @@ def _indices(tape: list[tuple[Records, int]]) -> list[Tensor]:
     return found
 
 
-def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:
+def _harmless(ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each slot and row the slot and row to stand at.
 
     Its own, the row's last accepted, or that of another row.
@@ -319,7 +324,7 @@ def _harmless(ok: np.ndarray) -> tuple[Tensor, Tensor]:
     donor = ok.argmax(1)
     slot = np.where(last >= 0, last, np.arange(slots)[:, None])
     row = np.where(last >= 0, np.arange(rows)[None], donor[:, None])
-    return torch.from_numpy(slot), torch.from_numpy(row)
+    return slot, row
 
 
 def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:

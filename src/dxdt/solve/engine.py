@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from dxdt.ops.clock import DEVICE
+from dxdt.ops.clock import DEVICE, hosted
 from dxdt.ops.tree import Layout, tree_map
 from dxdt.solve.ahead import Ahead
 from dxdt.solve.batch import Batch
@@ -43,6 +43,7 @@ from dxdt.solve.solution import RUNNING
 from dxdt.solve.solver import Phase, Solver
 from dxdt.solve.start import begin
 from dxdt.solve.static import static
+from dxdt.solve.transfer import beside_data, on_host
 
 __all__ = [
     "Chunk",
@@ -136,8 +137,8 @@ class Shape:
 
 
 class Chunk(NamedTuple):
-    """What one call did: the packed carry, how many slots it filled, the records, and the noise;
-    ``cut`` tells which steps an event cut short, ``(K, R)``, once that was looked for."""
+    """What one call did: the carry, its clocks on the host, how many slots it filled, the records, and the
+    noise; ``cut`` tells which steps an event cut short, ``(K, R)``, once that was looked for."""
 
     carry: Carry
     used: int
@@ -387,9 +388,13 @@ def chunks(
         records = Records.empty(slots, _degree(plan), y, kinds) if starts or plan.dense else None
         inputs = shape.opened(layout, args, given, x._replace(noise=noise, room=room), records)
         out = program.call(name, f, *inputs)
-        used, packed = int(out[0]), out[1:]
-        carry = unpack(packed, (len(packed) - 6 - size, size))
+        carry = unpack(out[1:], (len(out) - 7 - size, size))
+        (it,), carry = on_host(carry, out[0])
+        used = int(it)
+        if records is not None:
+            t, dt, end = hosted([x[:used] for x in records[:3]])
+            records = records._replace(t=t, dt=dt, end=end)
         yield Chunk(carry, used, records, noise)
         if not (carry.status.numpy() == RUNNING).any():
             return
-        name, given = "more", (tuple(packed),)
+        name, given = "more", (beside_data(carry),)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dxdt.ops.native import backend
+from dxdt.ops.compiler import backend
 from dxdt.solve.entries import Entries
 from dxdt.solve.fallback import CannotCompile, hushed, why
 from dxdt.solve.reads import watched

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.clock import beside
 from dxdt.solve.compiled import Forward
 from dxdt.solve.phases import kinds_of, phases_of
 from dxdt.solve.plan import Plan
@@ -40,16 +41,17 @@ class Memories:
             before.append(int(total.max()))
             total = total + (records.dt[:count].numpy() != 0).sum(0)
         rows = np.where(total > 0, np.arange(len(total)), int(total.argmax()))
-        t0 = torch.from_numpy(np.atleast_1d(plan.span.t0)[rows])
-        zeros = tuple(torch.zeros(size, dtype=dtype) for size, dtype in kinds_of(plan, y))
+        t0, source = beside(y, np.atleast_1d(plan.span.t0)[rows], rows)
+        zeros = tuple(torch.zeros(size, dtype=dtype, device=y.device) for size, dtype in kinds_of(plan, y))
         untils = [phase.until for phase in phases_of(plan) if phase.until is not None]
-        return cls(before, untils, zeros, (t0, y.detach()[torch.from_numpy(rows)]))
+        return cls(before, untils, zeros, (t0, y.detach()[source]))
 
     def turn(self) -> Memory:
         """What the program of the chunk before is given."""
         taken = self.before.pop()
-        bounds = tuple(torch.tensor(max(0, until - taken)) for until in self.untils)
-        return Memory(self.state, *self.start, torch.tensor(not self.before), bounds)
+        numbers = [*(max(0, until - taken) for until in self.untils), not self.before]
+        *bounds, first = (torch.tensor(x, device=self.start[0].device) for x in numbers)
+        return Memory(self.state, *self.start, first, tuple(bounds))
 
     def enter(self, found: Found) -> None:
         """What that program found."""

@@ -15,7 +15,7 @@ __all__ = ["Records"]
 class Records(NamedTuple):
     """Accepted steps, one slot an attempt: clocks ``(K, R)``, starts ``(K, R, n)``, coefficients
     ``(K, degree, R, n)``, and solver states ``(K, R, ...)`` where they are wanted; dt is zero where a row
-    did not accept."""
+    did not accept. Once they are made, clocks are on the host."""
 
     t: Tensor
     dt: Tensor

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from dxdt.ops.axes import leave_open
 from dxdt.ops.modules import named
+from dxdt.ops.replay import replays
 from dxdt.ops.tree import Layout, flatten
 from dxdt.solve.batch import Batch
 from dxdt.solve.equation import Rows
@@ -23,7 +24,7 @@ from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form
 from dxdt.solve.solver import Phase, Solver, State
 
-__all__ = ["Found", "Holder", "Memory", "Pulled", "Taken", "any_length", "hold", "opened", "reverse"]
+__all__ = ["Found", "Holder", "Memory", "Pulled", "Taken", "any_length", "hold", "opened", "reverse", "room"]
 
 
 class Holder(nn.Module):
@@ -64,6 +65,16 @@ def any_length(parts: Iterable[Tensor | None]) -> None:
             leave_open(x, 0)
 
 
+def room(steps: int, device: torch.device) -> int:
+    """Slots for so many steps: at least two, since compilers make a size of one a special case; few sizes
+    where each is captured."""
+    return max(16, 1 << (steps - 1).bit_length()) if replays(device) else max(2, steps)
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+
+
 class Taken(NamedTuple):
     """Steps of a chunk and the cotangents that enter at each: of the value at its end and at its
     start ``(K, R, n)``, and of its coefficients ``(K, degree, R, n)``.
@@ -85,9 +96,9 @@ class Taken(NamedTuple):
     leap: Tensor | None = None
 
     def any_length(self) -> Taken:
-        """The same for a program that serves any number of steps: at least two slots, since
-        compilers make a size of one a special case."""
-        taken = self.each(lambda x: x if len(x) > 1 else torch.cat([x, x]))
+        """The same for a program that serves any number of steps."""
+        size = room(len(self.t), self.t.device)
+        taken = self.each(lambda x: x if len(x) == size else _filled(x, size))
         taken.each(lambda x: any_length([x]))
         return taken
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import from_host
+from dxdt.ops.clock import beside, from_host
 from dxdt.solve.compiled import Asked
 from dxdt.solve.engine import Records
 from dxdt.solve.gradient import Inputs
 from dxdt.solve.plan import Plan
-from dxdt.solve.reverse_chunk import any_length
+from dxdt.solve.reverse_chunk import any_length, room
 
 __all__ = ["TimeCotangents"]
 
@@ -54,7 +54,7 @@ class TimeCotangents:
         for records, count in tape:
             before.append(total)
             total = total + (records.dt[:count].numpy() != 0).sum(0)
-        zero = torch.zeros(len(t1), dtype=torch.float64, device="cpu")
+        zero = torch.zeros(len(t1), dtype=torch.float64, device=inputs.y.device)
         moments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
         return cls(inputs, t1, before, zero, zero, moments)
 
@@ -65,7 +65,7 @@ class TimeCotangents:
         self._records = records
         self._fresh = ok & (self.before.pop() + np.cumsum(ok, axis=0) == 1)
         self._last = ok & (records.end[:count].numpy() == self.t1)
-        self._direct = torch.zeros_like(dt), torch.zeros_like(dt)
+        self._direct = torch.zeros_like(dt, device=records.y.device), torch.zeros_like(dt, device=records.y.device)
 
     def answer(self, asked: Asked, g: Tensor) -> None:
         """Saved values: their place in a step moves with their own time and with the step."""
@@ -74,32 +74,33 @@ class TimeCotangents:
         moves = np.ones(len(asked.slot), dtype=bool) if self.moments is not None else asked.theta < 1
         if not moves.any():
             return
-        slot, row = (torch.from_numpy(x[moves]) for x in (asked.slot, asked.row))
+        places = asked.slot[moves], asked.row[moves]
+        length = self._records.dt.numpy()[places]
+        slot, row, dt, some, place, index = beside(g, *places, length, moves, asked.theta[moves], asked.request[moves])
         theta, coefficients = from_host(asked.theta[moves], g)[:, None], self._records.coefficients
         assert coefficients is not None
-        slope = torch.zeros_like(g[torch.from_numpy(moves)])
+        slope = torch.zeros_like(g[some])
         for j in reversed(range(coefficients.shape[1])):
             slope = slope * theta + (j + 1) * coefficients[slot, j, row]
-        turned = (g[torch.from_numpy(moves)] * slope).sum(-1).to(torch.float64) / self._records.dt[slot, row]
+        turned = (g[some] * slope).sum(-1).to(torch.float64) / dt
         self._direct[0].index_put_((slot, row), -turned, accumulate=True)
-        place = torch.from_numpy(asked.theta[moves])
         self._direct[1].index_put_((slot, row), -turned * place, accumulate=True)
         if self.moments is not None:
-            index = torch.from_numpy(asked.request[moves])
             column = row if self.moments.shape[1] > 1 else row * 0
             self.moments.index_put_((index, column), turned, accumulate=True)
 
     def masks(self, kept: np.ndarray) -> tuple[Tensor, Tensor]:
         """Which of the attempts ``kept`` begin at t0, and which end at t1."""
-        kept = kept if len(kept) > 1 else np.repeat(kept, 2)
-        pair = torch.from_numpy(self._fresh[kept]), torch.from_numpy(self._last[kept])
-        any_length(pair)
-        return pair
+        size = room(len(kept), self.t0.device)
+        rest = np.zeros((size - len(kept), len(self.t1)), dtype=bool)
+        fresh, last = beside(self.t0, *(np.concatenate([x[kept], rest]) for x in (self._fresh, self._last)))
+        any_length((fresh, last))
+        return fresh, last
 
     def enter(self, start: Tensor, end: Tensor) -> None:
         """Add what the program found for t0 and t1, ``(R,)`` each, and what saved values say of them."""
         begun, length = self._direct
-        fresh, last = torch.from_numpy(self._fresh), torch.from_numpy(self._last)
+        fresh, last = beside(begun, self._fresh, self._last)
         self.t0 = self.t0 + start + torch.where(fresh, begun - length, 0.0).sum(0)
         self.end = self.end + end + torch.where(last, length, 0.0).sum(0)
 

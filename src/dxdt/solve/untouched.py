@@ -16,21 +16,26 @@ __all__ = ["Seeds", "untouched"]
 
 
 class Seeds:
-    """The generators of random numbers of torch, numpy and Python as they are now."""
+    """The generators of random numbers of torch, on the host and on a device, of numpy and Python as they are now."""
 
-    def __init__(self) -> None:
-        self.torch, self.numpy, self.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    def __init__(self, device: torch.device) -> None:
+        self.where, self.python = device, random.getstate()
+        self.torch, self.numpy = torch.get_rng_state(), np.random.get_state()
+        self.device = torch.cuda.get_rng_state(device) if device.type == "cuda" else self.torch
 
     @property
     def used(self) -> bool:
         """Whether numbers were drawn since."""
-        now = Seeds()
+        now = Seeds(self.where)
         same = all(np.array_equal(a, b) for a, b in zip(self.numpy, now.numpy, strict=True))
-        return not (same and torch.equal(self.torch, now.torch) and self.python == now.python)
+        same = same and torch.equal(self.torch, now.torch) and torch.equal(self.device, now.device)
+        return not (same and self.python == now.python)
 
     def restore(self) -> None:
         """Back to where they were."""
         torch.set_rng_state(self.torch)
+        if self.where.type == "cuda":
+            torch.cuda.set_rng_state(self.device, self.where)
         np.random.set_state(self.numpy)
         random.setstate(self.python)
 
@@ -38,7 +43,7 @@ class Seeds:
 @contextmanager
 def untouched(plan: Plan) -> Generator[Seeds]:
     """A block that evaluates the fields of a plan, after which counts, seeds and what modules hold are as before."""
-    meter, seeds = plan.equation.meter, Seeds()
+    meter, seeds = plan.equation.meter, Seeds(plan.equation.layout.device)
     assert meter is not None
     count = meter.evaluations
     modules = list({id(m): m for top in plan.equation.modules() for m in top.modules()}.values())

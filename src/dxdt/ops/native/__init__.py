@@ -3,9 +3,8 @@
 What it is not written for is told by ``Unsupported``; torch's own compiler then takes its place.
 """
 
-from dxdt.ops.native.backend import backend
 from dxdt.ops.native.build import Native, load
 from dxdt.ops.native.program import Source, translate
 from dxdt.ops.native.values import Unsupported
 
-__all__ = ["Native", "Source", "Unsupported", "backend", "load", "translate"]
+__all__ = ["Native", "Source", "Unsupported", "load", "translate"]
