@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from torch import Tensor
 
 import dxdt
@@ -15,7 +16,7 @@ from dxdt.ops.tree import Layout
 from dxdt.solve.equation import Rows
 from dxdt.solve.solver import Solver, Step
 
-__all__ = ["EXPLICIT", "PAIRS", "SOLVERS", "identify", "one_step", "slope", "steps_of"]
+__all__ = ["EXPLICIT", "PAIRS", "SOLVERS", "crossed", "identify", "one_step", "slope", "steps_of"]
 
 
 def _ready(name: str) -> Solver | None:
@@ -48,6 +49,20 @@ EXPLICIT = tuple(
 
 PAIRS = tuple(s for s in EXPLICIT if s.error_order is not None and not s.known_grid)
 """Those that can choose their steps."""
+
+
+def crossed(solvers: Sequence[Solver], cases: Sequence[Any], core: Any) -> list[Any]:
+    """Pairs for a law: every solver on one case, one solver of each kind on every case; the other pairs are slow."""
+    kinds: dict[Any, Solver] = {}
+    for s in solvers:
+        kinds.setdefault((type(s).__bases__, s.error_order is None, s.order > 4), s)
+    chosen, found = set(map(id, kinds.values())), []
+    for s in solvers:
+        for c in cases:
+            marks = () if c is core or id(s) in chosen else (pytest.mark.slow,)
+            name = f"{identify(s)}-{'-'.join(map(identify, c)) if isinstance(c, tuple) else identify(c)}"
+            found.append(pytest.param(s, c, id=name, marks=marks))
+    return found
 
 
 def identify(value: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dxdt
-from claims import EXPLICIT, PAIRS, identify
+from claims import EXPLICIT, PAIRS, crossed, identify
 from memory import Operations, host_syncs
 
 SIZES = (1, 64)
@@ -96,11 +96,14 @@ def reads(monkeypatch, span, batch=3, **options):
     return len(seen), int(torch.as_tensor(sol.stats.steps).max())
 
 
-@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
-@pytest.mark.parametrize("save", [None, torch.linspace(0, 5, 33), dxdt.Save(dense=True)], ids=repr)
-@pytest.mark.parametrize("solver", PAIRS, ids=identify)
-def test_one_read_for_each_attempted_step(solver, save, per_sample, monkeypatch):
+SAVES = {"end": None, "times": torch.linspace(0, 5, 33), "dense": dxdt.Save(dense=True)}
+WAYS = [(save, mode) for save in SAVES for mode in ("joint", "per-sample")]
+
+
+@pytest.mark.parametrize(("solver", "way"), crossed(PAIRS, WAYS, WAYS[3]))
+def test_one_read_for_each_attempted_step(solver, way, monkeypatch):
     """The error norm, whatever is saved, whether the step is accepted or not."""
+    save, per_sample = SAVES[way[0]], way[1] == "per-sample"
     options = dict(
         solver=solver,
         save=save,

@@ -424,7 +424,7 @@ def check_growth(counts):
 
 
 def test_memory_grows_with_the_graph_or_with_the_states():
-    check_growth((50, 250))
+    check_growth((30, 100))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import dxdt
-from claims import EXPLICIT, PAIRS, identify
+from claims import EXPLICIT, PAIRS, crossed, identify
 from dxdt import Checkpointed, Direct, Status
 from dxdt.solve.controller import Controller, Decision
 
@@ -155,16 +155,20 @@ def test_a_row_does_not_see_its_neighbours(rule, fixed, neighbours):
     assert (gy[~keep] == 0).all()
 
 
-@pytest.mark.parametrize("neighbours", ["overflow", "NaN at once", "too many steps", "everything"])
-@pytest.mark.parametrize("solver", PAIRS, ids=identify)
+HAZARDS = ["overflow", "NaN at once", "too many steps", "everything"]
+
+
+@pytest.mark.parametrize(("solver", "neighbours"), crossed(PAIRS, HAZARDS, HAZARDS[-1]))
 def test_isolation_holds_for_every_pair(solver, neighbours):
     want, _, _ = run(calm(), Direct(), False, solver)
     got, _, _ = run(NEIGHBOURS[neighbours](calm()), Direct(), False, solver)
     assert_same_bits(got, want)
 
 
-@pytest.mark.parametrize("neighbours", ["overflow", "NaN later", "spans"])
-@pytest.mark.parametrize("solver", EXPLICIT, ids=identify)
+FIXED_HAZARDS = ["overflow", "NaN later", "spans"]
+
+
+@pytest.mark.parametrize(("solver", "neighbours"), crossed(EXPLICIT, FIXED_HAZARDS, FIXED_HAZARDS[1]))
 def test_isolation_holds_for_every_solver_on_fixed_steps(solver, neighbours):
     want, _, _ = run(calm(), Checkpointed(), True, solver)
     got, _, _ = run(NEIGHBOURS[neighbours](calm()), Checkpointed(), True, solver)

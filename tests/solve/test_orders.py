@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import dxdt
-from claims import EXPLICIT, PAIRS, identify, one_step, slope, steps_of
+from claims import EXPLICIT, PAIRS, crossed, identify, one_step, slope, steps_of
 from oracles import COMPLEX, GENERIC, LINEAR, LOGISTIC, LONG, PROBLEMS, SWELL, Problem
 
 INSIDE = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
@@ -59,8 +59,7 @@ def test_order_is_the_claim_on_a_generic_problem(solver):
     assert value <= solver.order + tolerance_above(solver.order)
 
 
-@pytest.mark.parametrize("problem", [GENERIC, COMPLEX], ids=identify)
-@pytest.mark.parametrize("solver", EXPLICIT, ids=identify)
+@pytest.mark.parametrize(("solver", "problem"), crossed(EXPLICIT, [GENERIC, COMPLEX], COMPLEX))
 def test_order_backwards_in_time(solver, problem):
     value = measured(solver, problem.reversed())
     assert value >= solver.order - tolerance_below(solver.order)

@@ -74,9 +74,10 @@ def test_adaptive_steps_agree_with_direct(solver: Any, per_sample: bool):
 
 
 @pytest.mark.parametrize("solver", FIXED, ids=repr)
-def test_a_thousand_steps_agree_with_direct(solver: Any):
-    direct = gradients(solver, dxdt.Direct(), dt=0.01)
-    assert gap(gradients(solver, dxdt.Reversible(), dt=0.01), direct) < 1e-12
+def test_many_steps_agree_with_direct(solver: Any):
+    """Two hundred; a thousand and more are measured below."""
+    direct = gradients(solver, dxdt.Direct(), dt=0.05)
+    assert gap(gradients(solver, dxdt.Reversible(), dt=0.05), direct) < 1e-12
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from oracles import LINEAR
 
 STOCHASTIC = tuple(s for s in SOLVERS if s.noisy is not None and not s.semilinear) + (dxdt.Milstein(True),)
 CALCULI = (dxdt.Ito(), dxdt.Stratonovich())
-PATHS, FINEST = 1000, 1024
+PATHS, FINEST = 1000, 512
 
 
 @dataclass(eq=False)
