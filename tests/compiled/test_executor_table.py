@@ -1,0 +1,104 @@
+"""Every exported solver, eager and compiled: the law of executors from the facts of its class.
+
+To write the table after a change: DXDT_WRITE_DOCS=1 pytest -m slow tests/compiled/test_executor_table.py
+"""
+
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import dxdt
+from claims import PAIRS, SOLVERS, identify
+from dxdt import ODE, PID, Separable
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "executors.md"
+BEGIN, END = "<!-- table of solvers: begin -->", "<!-- table of solvers: end -->"
+MINE = [s for s in SOLVERS if not s.stochastic and not getattr(s, "semilinear", False)]
+"""Those of ordinary equations; ``test_noisy_solves`` has the others."""
+
+TOLERANCE = 1e-6
+# Bounds: roundings on a known grid and of its gradient, tolerances with adaptive steps.
+ROUNDINGS, GRADIENTS, TOLERANCES = 20, 200, 10
+
+
+def swirl(t, y):
+    return torch.sin(3 * y.roll(1, -1)) * torch.cos(t).unsqueeze(-1) - 0.5 * y
+
+
+def push(t, q):
+    return -torch.sin(q) * (1 + 0.1 * torch.cos(t)).unsqueeze(-1)
+
+
+def solved(solver, compile, adaptive=False, grad=False):
+    """The values of a solve with a clock for each row, backwards in one, and the gradient of their sum."""
+    y = torch.tensor([[1.0, 0.5, -0.2], [0.3, -0.7, 0.9]], dtype=F64, requires_grad=grad)
+    split = getattr(solver, "separable", False)
+    equation = Separable(lambda t, p: p, push) if split else ODE(swirl)
+    t1 = torch.tensor([1.0, -0.8], dtype=F64)
+    steps = {"controller": PID(rtol=TOLERANCE, atol=TOLERANCE)} if adaptive else {"dt": 0.09}
+    options = dict(solver=solver, per_sample=True, save=dxdt.Save(start=True, end=True, dense=True), compile=compile)
+    sol = dxdt.solve(equation, (y, y.flip(0)) if split else y, (0.0, t1), **steps, **options)
+    values = [x for part in (sol.ys, sol.path(0.37 * t1[None])) for x in (part if split else (part,))]
+    out = torch.cat([v.reshape(-1) for v in values])
+    return sol, torch.autograd.grad(out.square().sum(), y)[0] if grad else out
+
+
+def difference(solver, **options):
+    """Of both executors, in units of the largest value, and their solutions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="compile=True runs eager")
+        (one, a), (other, b) = (solved(solver, c, **options) for c in (True, False))
+    assert torch.equal(one.stats.steps, other.stats.steps) and torch.equal(one.stats.rejected, other.stats.rejected)
+    return float((a - b).abs().max() / b.abs().max()), other
+
+
+@cache
+def measured(solver):
+    """Roundings on a known grid and of the gradient, steps and tolerances with adaptive steps, None where absent."""
+    grid = difference(solver)[0] / EPS
+    gradient = None if solver.remembers else difference(solver, grad=True)[0] / EPS
+    if solver not in PAIRS:
+        return grid, gradient, None, None
+    gap, sol = difference(solver, adaptive=True)
+    return grid, gradient, int(sol.stats.steps.sum()), gap / TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [s for s in MINE if s.compiles], ids=identify)
+def test_compiled_is_eager_for_every_solver(solver):
+    grid, gradient, _, adaptive = measured(solver)
+    assert grid <= ROUNDINGS and (gradient or 0) <= GRADIENTS and (adaptive or 0) <= TOLERANCES
+
+
+@pytest.mark.parametrize("solver", [s for s in MINE if not s.compiles], ids=identify)
+def test_what_has_no_compiled_form_runs_eager(solver, fresh):
+    _, wanted = solved(solver, False)
+    with pytest.warns(RuntimeWarning, match=f"{type(solver).__name__} has no compiled form yet"):
+        _, given = solved(solver, True)
+    assert torch.equal(given, wanted)
+
+
+def row(solver):
+    name = f"| `{type(solver).__name__}` |"
+    if not solver.compiles:
+        return f"{name} runs eager | | | |"
+    grid, gradient, steps, gap = measured(solver)
+    cells = [f"{grid:.1f}", "eager" if gradient is None else f"{gradient:.1f}"]
+    cells += ["", ""] if steps is None else [str(steps), f"{gap:.1g}"]
+    return f"{name} {' | '.join(cells)} |"
+
+
+@pytest.mark.slow
+def test_write_the_table():
+    if not os.environ.get("DXDT_WRITE_DOCS"):
+        pytest.skip("DXDT_WRITE_DOCS=1 writes the table, whose roundings are this machine's")
+    before, rest = PAGE.read_text().split(BEGIN)
+    lines = ["| solver | known grid | its gradient | adaptive steps | difference |", "|---|---|---|---|---|"]
+    table = "\n".join([*lines, *map(row, MINE)])
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
