@@ -11,6 +11,8 @@ import dxdt
 from dxdt import ODE, PID, Clip, Heun, Tsit5
 
 SIZES = importlib.import_module("dxdt.solve.sizes")
+BACKEND = importlib.import_module("dxdt.ops.native.backend")
+EXTENT = importlib.import_module("dxdt.ops.native.extent")
 
 
 class Net(torch.nn.Module):
@@ -140,3 +142,29 @@ def test_sizes_of_what_a_field_closes_over(traced, strict, monkeypatch):
     monkeypatch.setattr(SIZES, "_FEW", 1)
     for batch in (2, 3, 4):
         expect_eager_values(closed_over(batch), (batch,), False)
+
+
+@pytest.mark.parametrize("grad", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_sample", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_native_code_of_open_batches(per_sample, grad, fresh, strict, monkeypatch):
+    """Products, sums over the batch, leaves that begin where others end."""
+
+    def refuse(graph, inputs):
+        raise AssertionError("a program that has no native code")
+
+    monkeypatch.setattr(SIZES, "_FEW", 1)
+    monkeypatch.setattr(BACKEND, "inductor", refuse)
+    expect_eager_values(Pair(), (5, 7, 2, 33, 300), grad, drives, True, per_sample=per_sample)
+
+
+def test_sizes_are_told_from_numbers():
+    """a + b B is read from the number that stands for it, and written out in a text."""
+    extents = EXTENT.Extents("B", EXTENT.PRIMES[0])
+    prime = extents.prime
+    for a, b in ((0, 1), (3, 1), (-1, 1), (12, 4), (0, 100)):
+        assert extents.extent(a + b * prime) == EXTENT.Extent(a, b)
+    text = f"i < {prime}; x[{3 * prime + 2}] + {7 * prime}LL + 0.{prime} + b{prime} + 12"
+    assert extents.written(text) == f"i < B; x[(2 + 3 * B)] + (7 * B) + 0.{prime} + b{prime} + 12"
+    for n in (prime // 2, prime * prime):
+        with pytest.raises(BACKEND.Unsupported):
+            extents.extent(n)

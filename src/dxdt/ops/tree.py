@@ -76,9 +76,13 @@ class Layout:
         object.__setattr__(self, "bare", bare)
         object.__setattr__(self, "_reals", tuple(_real(d) for d in self.dtypes))
         object.__setattr__(self, "aliased", single and bare and whole == (self.rows, self.size))
-        object.__setattr__(self, "_hash", hash((self.shapes, self.dtypes, self.rows, self.per_sample, self.device)))
+        object.__setattr__(self, "_hash", 0)
 
     def __hash__(self) -> int:
+        # Formed when it is asked for: a program makes layouts whose sizes are open.
+        if not self._hash:
+            told = self.shapes, self.dtypes, self.rows, self.per_sample, self.device
+            object.__setattr__(self, "_hash", hash(told))
         return self._hash
 
     @classmethod

@@ -229,16 +229,15 @@ class Program:
         def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
             after, attempt, _ = advance(plan, unpack(packed, sizes))
             if records is not None:
-                at, ok, slot = attempt.at, attempt.ok, (it,)
-                records.t.index_put_(slot, at.t)
-                records.dt.index_put_(slot, torch.where(ok, at.dt, 0.0))
-                records.end.index_put_(slot, attempt.end)
-                records.y.index_put_(slot, at.y.reshape(records.y.shape[1:]))
+                at = attempt.at
+                _put(records.t, it, at.t)
+                _put(records.dt, it, torch.where(attempt.ok, at.dt, 0.0))
+                _put(records.end, it, attempt.end)
+                _put(records.y, it, at.y)
                 if records.coefficients is not None:
-                    dense = solver.dense(attempt.step, at.dt, at.y)
-                    records.coefficients.index_put_(slot, dense.reshape(records.coefficients.shape[1:]))
+                    _put(records.coefficients, it, solver.dense(attempt.step, at.dt, at.y))
                 for place, state in zip(records.states, at.solver, strict=False):
-                    place.index_put_(slot, state)
+                    _put(place, it, state)
             return (it + 1, *pack(after))
 
         return while_loop(keeps, body, packed)
@@ -277,6 +276,11 @@ class Program:
         shape, pulled = self.shape, Pulled(*given)
         layout = shape.layout_of(pulled.gy)
         return reverse(shape.phases, shape.form, layout, shape.dense, *pulled)
+
+
+def _put(record: Tensor, slot: Tensor, value: Tensor) -> None:
+    # The same shape, but that says to a compiler that an open batch is as long in both.
+    record.index_put_((slot,), value.reshape(record.shape[1:]))
 
 
 class _Programs:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from dxdt.ops.native.extent import Extent
 from dxdt.ops.native.library import Refused
 from dxdt.ops.native.library import library as built
 from dxdt.ops.native.program import Source
@@ -73,7 +74,7 @@ class Native:
     """A program that can be called."""
 
     def __init__(self, source: Source, run: Callable[..., int]) -> None:
-        self._run, self._size = run, source.room
+        self._run, self._size, self._batch = run, source.room, source.batch
         run.restype = ctypes.c_int  # pyright: ignore[reportFunctionMemberAccess]
         self._numbers = [i for i, tensor in enumerate(source.given) if not tensor]
         self._pointers = ctypes.c_void_p * len(source.given)
@@ -82,11 +83,17 @@ class Native:
         # Short vectors are cut from one piece a dtype: most of the cost of a short solve would be their making.
         short: dict[torch.dtype, list[tuple[int, tuple[int, ...]]]] = {}
         self._long: list[tuple[int, tuple[int, ...], torch.dtype]] = []
+        self._open: list[tuple[int, tuple[int | Extent, ...], torch.dtype]] = []
         for i, made in enumerate(source.made):
-            if made is not None and len(made[0]) <= 1 and prod(made[0]) <= _SHORT:
-                short.setdefault(made[1], []).append((i, made[0]))
-            elif made is not None:
-                self._long.append((i, *made))
+            if made is None:
+                continue
+            shape = tuple(n for n in made[0] if isinstance(n, int))
+            if len(shape) < len(made[0]):
+                self._open.append((i, *made))
+            elif len(shape) <= 1 and prod(shape) <= _SHORT:
+                short.setdefault(made[1], []).append((i, shape))
+            else:
+                self._long.append((i, shape, made[1]))
         self._short = [_Group.of(dtype, members) for dtype, members in short.items()]
 
     def serves(self, graph: fx.GraphModule) -> bool:
@@ -110,6 +117,10 @@ class Native:
         for i, shape, dtype in self._long:
             made[i] = x = torch.empty(shape, dtype=dtype, device="cpu")
             places[i] = x.data_ptr()
+        batch = 0 if self._batch is None else given[self._batch]
+        for i, open_, dtype in self._open:
+            made[i] = x = torch.empty([n if isinstance(n, int) else n(batch) for n in open_], dtype=dtype)
+            places[i] = x.data_ptr()
         for dtype, size, at, sizes, offsets, flat in self._short:
             piece = torch.empty(size, dtype=dtype, device="cpu")
             start = piece.data_ptr()
@@ -117,7 +128,7 @@ class Native:
                 made[i], places[i] = part, start + offset
             for i in flat:
                 made[i] = made[i].view(())
-        room = _room.of(self._size)
+        room = _room.of(self._size(batch))
         if self._run(self._pointers(*pointers), self._places(*places), ctypes.c_void_p(room.data_ptr())):
             raise IndexError("an index that the field computes lies outside its table")
         return tuple(made)

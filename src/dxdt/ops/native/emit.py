@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from dxdt.ops.native.extent import Extents, Room
 from dxdt.ops.native.forms import Kind, strides_of
 from dxdt.ops.native.schedule import Block, Section
 from dxdt.ops.native.values import Buffer, View, Work, contiguous
@@ -46,10 +47,12 @@ class Writer:
     """The text of a function body and what it declares.
 
     Attributes:
+        extents: the sizes that follow from one number.
         lines: of the code.
         large: arrays that share the piece of memory, with the first and the last line that use them.
     """
 
+    extents: Extents
     lines: list[str] = field(default_factory=list)
     large: dict[Buffer, tuple[int, int]] = field(default_factory=dict)
     held: set[Buffer] = field(default_factory=set)
@@ -243,7 +246,11 @@ class Writer:
         (k, n), width = b.shape, work.detail["width"]
         (brs, bcs), t = (_stride(b, -2), _stride(b, -1)), out.type
         every = "false" if bcs == 1 else "true"
-        self.line(f"pack<{t}, {k}, {n}, {width}>({_pointer(b)}, {brs}, {bcs}, {out.name}, {every});")
+        call = f"{_pointer(b)}, {brs}, {bcs}, {out.name}, {every}"
+        if self.extents.open(k):
+            self.line(f"pack_of<{t}, {n}, {width}>({k}, {call});")
+        else:
+            self.line(f"pack<{t}, {k}, {n}, {width}>({call});")
 
     def _product(self, out: Buffer, work: Work) -> None:
         """A product, or a sum of several, which may be added to what lies in its place."""
@@ -252,7 +259,6 @@ class Writer:
             self._use(x.buffer)
         a, b = work.operands[:2]
         (m, k), n, t = a.shape, b.shape[1], out.type
-        sizes = f"{t}, {m}, {k}, {n}"
         ars, acs, brs, bcs = strides_of(a, b)
         pa, pb, pc = _pointer(a), _pointer(b), f"&{out.name}" if out.scalar else out.name
         if out.scalar:
@@ -263,43 +269,79 @@ class Writer:
             case Kind.DOTS:
                 self._dots(pa, ars, acs, pb, brs, m, k, pc, t)
             case Kind.ROWS:
-                self.line(f"products<{sizes}>({pa}, {ars}, {pb}, {bcs}, {pc});")
+                self.line(f"{self._sized('products', t, m, k, n)}{pa}, {ars}, {pb}, {bcs}, {pc});")
             case Kind.ADDITIONS:
-                self.line(f"additions<{sizes}>({pa}, {ars}, {acs}, {pb}, {brs}, {pc});")
+                self.line(f"{self._sized('additions', t, m, k, n)}{pa}, {ars}, {acs}, {pb}, {brs}, {pc});")
             case Kind.TILES:
                 call = f"{pa}, {ars}, {acs}, {pb}, {brs}, {packed[0]}, {every}, {pc}"
-                self.line(f"product<{sizes}, {form.width}>({call});")
+                self.line(f"{self._sized('product', t, m, k, n, form.width)}{call});")
             case right:
                 given = ", ".join(map(_factors, work.operands[: 2 * pairs : 2], work.operands[1 : 2 * pairs : 2]))
                 onto = "true" if out.home is not None else "false"
                 self.line(f"const Factors<{t}> f_{out.name}[] = {{{given}}};")
                 call = f"f_{out.name}, {packed[0]}, {pc}, {onto}"
-                self.line(f"sums<{sizes}, {form.width}, {pairs}, {right.name}>({call});")
+                self.line(f"{self._sized('sums', t, m, k, n, form.width, pairs, right.name)}{call});")
+
+    def _sized(self, name: str, t: str, m: int, k: int, n: int, *rest: Any) -> str:
+        """The beginning of a call of a product whose sizes are constants, or arguments where one is open."""
+        open_m, open_k = self.extents.open(m), self.extents.open(k)
+        more = "".join(f", {x}" for x in rest)
+        if not (open_m or open_k):
+            return f"{name}<{t}, {m}, {k}, {n}{more}>("
+        if not rest:
+            return f"{name}_of<{t}>({m}, {k}, {n}, "
+        # The sizes of arrays in the frame, and the rows of a tile, stay constants.
+        most = f"{min(m, 8) if not open_m else 8}, {min(m, 128)}, {'1 << 20' if open_k else k}"
+        return f"{name}_of<{t}, {most}, {n}{more}>({m}, {k}, "
 
     def _dots(self, pa: str, ars: Any, acs: Any, pb: str, brs: Any, m: int, k: int, pc: str, t: str) -> None:
         self.line(f"for (long m = 0; m < {m}; m++) {{ {t} s = 0;")
         self.line(f"for (long k = 0; k < {k}; k++) s += ({pa})[m * {ars} + k * {acs}] * ({pb})[k * {brs}];")
         self.line(f"({pc})[m] = s; }}")
 
-    def room(self) -> tuple[int, dict[str, int]]:
-        """Bytes of the shared piece of memory, and where each large array begins in it."""
+    def room(self) -> tuple[Room, dict[str, str]]:
+        """The shared piece of memory, and where each large array begins in it.
+
+        Arrays of known sizes lie first, then those that are as long as the batch, in multiples of it.
+        """
         last = len(self.lines)
-        spans = []
+        spans: tuple[list[_Span], list[_Span]] = [], []
         for buffer, (first, final) in self.large.items():
             assert buffer.numel is not None
-            size = -(-buffer.numel * buffer.dtype.itemsize // 64) * 64
-            spans.append((first, last if buffer in self.held else final, size, buffer.name))
-        placed: list[tuple[int, int, int, int]] = []
-        where: dict[str, int] = {}
-        for first, final, size, name in sorted(spans, key=lambda s: (-s[2], s[0])):
-            at = 0
-            for _, _, begin, end in sorted((p for p in placed if p[0] <= final and first <= p[1]), key=lambda p: p[2]):
-                if at + size <= begin:
-                    break
-                at = max(at, end)
-            placed.append((first, final, at, at + size))
-            where[name] = at
-        return max((p[3] for p in placed), default=0), where
+            size, open_ = buffer.numel * buffer.dtype.itemsize, self.extents.open(buffer.numel)
+            size = self.extents.extent(size).most if open_ else size
+            # The batch is rounded up to a multiple of 16.
+            unit = 4 if open_ else 64
+            span = _Span(first, last if buffer in self.held else final, -(-size // unit) * unit, buffer.name)
+            spans[open_].append(span)
+        (known, fixed), (multiple, each) = (_placed(x) for x in spans)
+        where = {name: str(at) for name, at in known.items()}
+        where |= {name: f"{fixed} + {at} * W" for name, at in multiple.items()}
+        return Room(fixed, each), where
+
+
+class _Span(NamedTuple):
+    """Lines between which an array of so many bytes is used."""
+
+    first: int
+    final: int
+    size: int
+    name: str
+
+
+def _placed(spans: list[_Span]) -> tuple[dict[str, int], int]:
+    """Where each array begins, and the bytes of all together."""
+    placed: list[tuple[int, int, int, int]] = []
+    where: dict[str, int] = {}
+    for first, final, size, name in sorted(spans, key=lambda s: (-s.size, s.first)):
+        at = 0
+        for _, _, begin, end in sorted((p for p in placed if p[0] <= final and first <= p[1]), key=lambda p: p[2]):
+            if at + size <= begin:
+                break
+            at = max(at, end)
+        placed.append((first, final, at, at + size))
+        where[name] = at
+    return where, max((p[3] for p in placed), default=0)
 
 
 def _stride(view: View, axis: int) -> Any:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from dxdt.ops.native.extent import Extents
 from dxdt.ops.native.forms import Form, Kind, form_of
-from dxdt.ops.native.pointwise import COMPARISONS, LOGIC, POINTS, ROUNDED, SAID, power
+from dxdt.ops.native.pointwise import COMPARISONS, INTEGERS, LOGIC, NUMBERS, POINTS, ROUNDED, SAID, power
 from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work, literal
 
-__all__ = ["Lowered", "Put", "sizes_of"]
+__all__ = ["Lowered", "Put"]
 
 aten = torch.ops.aten
 
@@ -34,11 +35,6 @@ class Put(NamedTuple):
     value: View
 
 
-def sizes_of(value: Tensor) -> tuple[Any, ...]:
-    """Sizes of a traced tensor; None where one is known at run time only."""
-    return tuple(n if isinstance(n, int) else None for n in value.shape)
-
-
 class Lowered:
     """The works of one graph.
 
@@ -46,12 +42,17 @@ class Lowered:
         names: gives each variable a name of its own.
         sizes: variables for the sizes that are known at run time only, by their expressions.
         panels: fixed matrices as products read them, by matrix and width; shared by the graphs of a program.
+        extents: the sizes that follow from one number.
     """
 
     def __init__(
-        self, names: Callable[[str], str], sizes: dict[str, View], panels: dict[tuple[View, int], View]
+        self,
+        names: Callable[[str], str],
+        sizes: dict[str, View],
+        panels: dict[tuple[View, int], View],
+        extents: Extents,
     ) -> None:
-        self.names, self.sizes, self.panels = names, sizes, panels
+        self.names, self.sizes, self.panels, self.extents = names, sizes, panels, extents
         self.values: dict[fx.Node, Any] = {}
         self.packed: dict[tuple[View, int], View] = {}
 
@@ -78,9 +79,15 @@ class Lowered:
         kwargs: Any = fx.map_arg(node.kwargs, lambda n: self.values[n])
         if target is operator.getitem:
             return args[0][args[1]]
-        value = node.meta.get("val")
-        if target in _INTEGERS and not isinstance(value, Tensor):
+        value = self.extents.value(node.meta.get("val"))
+        if isinstance(value, torch.SymInt):
+            known = self.extents.size(value)
+            if known is not None:
+                return known
+        if target in INTEGERS and isinstance(value, (int, torch.SymInt)):
             return self._integer(target, args)
+        if isinstance(value, torch.SymFloat):
+            return self._number(target, args)
         if not isinstance(target, torch._ops.OpOverload):
             raise Unsupported(f"the operation {target}")
         packet = target.overloadpacket
@@ -144,7 +151,7 @@ class Lowered:
         view, rest = args[0], args[1:]
         if None in view.shape:
             if target.overloadpacket is aten.expand and view.shape[0] is None:
-                wide = tuple(None if n is None else n for n in sizes_of(value))
+                wide = tuple(map(self.extents.size, value.shape))
                 strides = [
                     0 if a == 1 and b != 1 else s for a, b, s in zip(view.shape, wide, view.strides, strict=True)
                 ]
@@ -259,6 +266,8 @@ class Lowered:
         """A product of two matrices."""
         if value.dtype not in (torch.float32, torch.float64):
             raise Unsupported(f"a product of {value.dtype}")
+        if self.extents.open(b.shape[1]):
+            raise Unsupported("a product with as many columns as the batch")
         a, b = self._factor(a), self._factor(b)
         form, operands = form_of(a, b, value.dtype.itemsize), [a, b]
         if form.packs:
@@ -417,9 +426,16 @@ class Lowered:
     def _integer(self, target: Any, args: Sequence[Any]) -> Any:
         if not any(isinstance(a, View) for a in args):
             return target(*args)
-        sign = _INTEGERS[target]
+        sign = INTEGERS[target]
         like = torch.empty((), dtype=torch.int64, device="meta")
         return self.point(like, args, lambda t, a, b: f"({a} {sign} {b})")
+
+    def _number(self, target: Any, args: Sequence[Any]) -> View:
+        """A real number that follows from sizes."""
+        build = NUMBERS.get(target)
+        if build is None:
+            raise Unsupported(f"the number {target} of sizes")
+        return self.point(torch.empty((), dtype=torch.float64, device="meta"), args, build)
 
     def _size(self, value: Any) -> Any:
         found = self.sizes.get(str(value))
@@ -428,7 +444,6 @@ class Lowered:
         return found
 
 
-_INTEGERS = {operator.add: "+", operator.sub: "-", operator.mul: "*"}
 _ALIASES = {aten.clone, aten._to_copy, torch.ops.prims.convert_element_type}
 _METHODS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(_FULL, Lowered._full),

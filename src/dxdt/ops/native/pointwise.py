@@ -6,12 +6,13 @@ place; none of them is reordered or approximated further.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["COMPARISONS", "LOGIC", "POINTS", "ROUNDED", "SAID", "power"]
+__all__ = ["COMPARISONS", "INTEGERS", "LOGIC", "NUMBERS", "POINTS", "ROUNDED", "SAID", "power"]
 
 aten = torch.ops.aten
 
@@ -97,3 +98,16 @@ def power(t: str, x: str, exponent: float) -> str:
     if t not in ("float", "double") and not (float(exponent).is_integer() and 0 <= exponent <= 3):
         return f"({t})f_pow((double){x}, (double){exponent!r})"
     return known.get(float(exponent)) or f"f_pow({x}, ({t}){float(exponent)!r})"
+
+
+INTEGERS = {operator.add: "+", operator.sub: "-", operator.mul: "*"}
+"""Operations on sizes."""
+
+NUMBERS: dict[Any, Callable[..., str]] = {
+    **{f: lambda t, a, b, sign=sign: f"({a} {sign} {b})" for f, sign in INTEGERS.items()},
+    operator.truediv: lambda t, a, b: f"({a} / {b})",
+    operator.pow: lambda t, a, b: f"f_pow({a}, {b})",
+    torch.sym_float: lambda t, a: a,
+    torch._sym_sqrt: lambda t, a: f"f_sqrt({a})",  # pyright: ignore[reportAttributeAccessIssue]
+}
+"""Operations on real numbers that follow from sizes."""

@@ -53,12 +53,12 @@ IN void strip(const T* a, long ars, long acs, const T* b, long brs, long K, T* c
   for (; m < M; m++) tile<T, 1, NV>(a + m * ars, ars, acs, b, brs, K, c + m * crs, crs, columns, add);
 }
 
-template <class T, long M> static constexpr int rows_of_a_tile() {
-  return M >= 8 ? (BYTES == 64 ? 8 : 4) : M >= 4 ? 4 : 1;
-}
+static constexpr int rows_of_a_tile(long M) { return M >= 8 ? (BYTES == 64 ? 8 : 4) : M >= 4 ? 4 : 1; }
+
+// Functions of a product's sizes exist twice: with all of them as constants, and with some as arguments ("of").
 
 // Panels of W columns of b, dense along rows and filled up with zeros: all, or those beyond the last whole one.
-template <class T, long K, long N, long W> static void pack(const T* b, long brs, long bcs, T* out, bool all) {
+template <class T, long N, long W> IN void pack_of(long K, const T* b, long brs, long bcs, T* out, bool all) {
   for (long j = all ? 0 : N / W * W; j < N; j += W, out += W * K) {
     const long width = N - j < W ? N - j : W;
     for (long k0 = 0; k0 < K; k0 += 16) {
@@ -69,15 +69,24 @@ template <class T, long K, long N, long W> static void pack(const T* b, long brs
   }
 }
 
+template <class T, long K, long N, long W> static void pack(const T* b, long brs, long bcs, T* out, bool all) {
+  pack_of<T, N, W>(K, b, brs, bcs, out, all);
+}
+
 // c = a b, with all panels of b packed, or (dense along columns) those alone beyond the last whole one.
-template <class T, long M, long K, long N, long W>
-static void product(const T* a, long ars, long acs, const T* b, long brs, const T* panels, bool all, T* c) {
-  constexpr int NV = W / Wide<T>::n > 0 ? W / Wide<T>::n : 1, MR = rows_of_a_tile<T, M>();
+template <class T, long ROWS, long MOST, long DEEPEST, long N, long W>
+IN void product_of(
+    long M, long K, const T* a, long ars, long acs, const T* b, long brs, const T* panels, bool all, T* c) {
+  constexpr int NV = W / Wide<T>::n > 0 ? W / Wide<T>::n : 1, MR = rows_of_a_tile(ROWS);
   for (long j = 0; j < N; j += W) {
     const bool packed = all || j + W > N;
     const T* at = all ? panels + j * K : packed ? panels : b + j;
     strip<T, MR, NV>(a, ars, acs, at, packed ? W : brs, K, c + j, N, M, N - j, false);
   }
+}
+template <class T, long M, long K, long N, long W>
+static void product(const T* a, long ars, long acs, const T* b, long brs, const T* panels, bool all, T* c) {
+  product_of<T, M, M, K, N, W>(M, K, a, ars, acs, b, brs, panels, all, c);
 }
 
 template <class T> struct Factors {
@@ -87,8 +96,8 @@ template <class T> struct Factors {
 
 // Rows [m0, m0 + count) of the left factors and terms [q0, q1) of their inner axes after one another: tiles of MR rows,
 // dense along rows, and what is left over row by row.
-template <class T, long K, int MR>
-static void gather_left(const Factors<T>* p, long m0, long count, long q0, long q1, T* out) {
+template <class T, int MR>
+IN void gather_left(long K, const Factors<T>* p, long m0, long count, long q0, long q1, T* out) {
   const long full = count / MR * MR, terms = q1 - q0;
   for (long q = q0, n; q < q1; q += n) {
     const Factors<T>& x = p[q / K];
@@ -109,8 +118,8 @@ static void gather_left(const Factors<T>* p, long m0, long count, long q0, long 
   }
 }
 
-template <class T, long K, long W>
-static void gather_right(const Factors<T>* p, long j, long width, long q0, long q1, T* out) {
+template <class T, long W>
+IN void gather_right(long K, const Factors<T>* p, long j, long width, long q0, long q1, T* out) {
   for (long q = q0; q < q1; q++, out += W) {
     const Factors<T>& x = p[q / K];
     const T* b = x.b + q % K * x.brs + j * x.bcs;
@@ -125,23 +134,24 @@ enum Right { PANELS, DIRECT, GATHERED };
 
 // c = or += the sum over S pairs of a b. Long inner axes are cut, and left factors gathered, so that a tile's factors
 // stay in the nearest cache and do not lie at distances that meet in the same sets of it.
-template <class T, long M, long K, long N, long W, long S, Right R>
-static void sums(const Factors<T>* p, const T* panels, T* c, bool add) {
-  constexpr int NV = W / Wide<T>::n > 0 ? W / Wide<T>::n : 1, MR = rows_of_a_tile<T, M>();
-  constexpr long Q = K * S, MC = M < 128 ? M : 128, DEEP = 1024 / sizeof(T), KC = Q < DEEP ? Q : DEEP;
+template <class T, long ROWS, long MOST, long DEEPEST, long N, long W, long S, Right R>
+IN void sums_of(long M, long K, const Factors<T>* p, const T* panels, T* c, bool add) {
+  constexpr int NV = W / Wide<T>::n > 0 ? W / Wide<T>::n : 1, MR = rows_of_a_tile(ROWS);
+  constexpr long MC = MOST < 128 ? MOST : 128, DEEP = 1024 / sizeof(T), KC = DEEPEST * S < DEEP ? DEEPEST * S : DEEP;
+  const long Q = K * S;
   alignas(64) T left[MC * KC];
   alignas(64) T right[R == GATHERED ? KC * W : 1];
   for (long m0 = 0; m0 < M; m0 += MC) {
     const long count = M - m0 < MC ? M - m0 : MC, full = count / MR * MR;
     for (long q0 = 0; q0 < Q; q0 += KC) {
       const long q1 = q0 + KC < Q ? q0 + KC : Q, terms = q1 - q0;
-      gather_left<T, K, MR>(p, m0, count, q0, q1, left);
+      gather_left<T, MR>(K, p, m0, count, q0, q1, left);
       const bool more = add || q0 > 0;
       for (long j = 0; j < N; j += W) {
         const T* at = right;
         long step = W;
         if (R == GATHERED)
-          gather_right<T, K, W>(p, j, N - j, q0, q1, right);
+          gather_right<T, W>(K, p, j, N - j, q0, q1, right);
         else if (R == PANELS)
           at = panels + j * K + q0 * W;
         else if (j + W > N)
@@ -157,9 +167,14 @@ static void sums(const Factors<T>* p, const T* panels, T* c, bool add) {
   }
 }
 
+template <class T, long M, long K, long N, long W, long S, Right R>
+static void sums(const Factors<T>* p, const T* panels, T* c, bool add) {
+  sums_of<T, M, M, K, N, W, S, R>(M, K, p, panels, c, add);
+}
+
 // c = a b for few rows, where rows of a and columns of b are dense: sums along K.
-template <class T, long M, long K, long N>
-static void products(const T* a, long ars, const T* b, long bcs, T* c) {
+template <class T>
+IN void products_of(long M, long K, long N, const T* a, long ars, const T* b, long bcs, T* c) {
   typedef typename Wide<T>::v V;
   constexpr int W = Wide<T>::n;
   for (long m = 0; m < M; m++)
@@ -181,9 +196,14 @@ static void products(const T* a, long ars, const T* b, long bcs, T* c) {
     }
 }
 
-// c = a b for few rows, where rows of b are dense: they are added one after the other, eight at a time.
 template <class T, long M, long K, long N>
-static void additions(const T* a, long ars, long acs, const T* b, long brs, T* c) {
+static void products(const T* a, long ars, const T* b, long bcs, T* c) {
+  products_of<T>(M, K, N, a, ars, b, bcs, c);
+}
+
+// c = a b for few rows, where rows of b are dense: they are added one after the other, eight at a time.
+template <class T>
+IN void additions_of(long M, long K, long N, const T* a, long ars, long acs, const T* b, long brs, T* c) {
   typedef typename Wide<T>::v V;
   constexpr int W = Wide<T>::n;
   for (long m = 0; m < M; m++, a += ars, c += N) {
@@ -206,6 +226,10 @@ static void additions(const T* a, long ars, long acs, const T* b, long brs, T* c
     for (; k < K; k++)
       for (long j = 0; j < N; j++) c[j] += a[k * acs] * b[k * brs + j];
   }
+}
+template <class T, long M, long K, long N>
+static void additions(const T* a, long ars, long acs, const T* b, long brs, T* c) {
+  additions_of<T>(M, K, N, a, ars, acs, b, brs, c);
 }
 """
 """What products in generated code call; it comes after the helpers of ``prelude``."""

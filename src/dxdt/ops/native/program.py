@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from dxdt.ops.native.emit import Writer
+from dxdt.ops.native.extent import PRIMES, WIDE, Extent, Extents, Room, carried
 from dxdt.ops.native.gathered import Gathered, gathered
-from dxdt.ops.native.lower import Lowered, Put, sizes_of
+from dxdt.ops.native.lower import Lowered, Put
 from dxdt.ops.native.prelude import PRELUDE
 from dxdt.ops.native.schedule import Section
 from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work
@@ -42,13 +43,15 @@ class Source:
         made: shape and dtype of each tensor that it returns, None for what is None.
         room: bytes of memory that it works in.
         arithmetic: multiplications of the products in one turn of its largest loop, for the choice of who runs it.
+        batch: which input is the number that open sizes follow from, or None.
     """
 
     text: str
     given: tuple[bool, ...]
-    made: tuple[tuple[tuple[int, ...], torch.dtype] | None, ...]
-    room: int
+    made: tuple[tuple[tuple[int | Extent, ...], torch.dtype] | None, ...]
+    room: Room
     arithmetic: int
+    batch: int | None = None
 
     @property
     def key(self) -> str:
@@ -87,14 +90,15 @@ class _Lap:
 
 
 class _Translator:
-    def __init__(self, graph: fx.GraphModule) -> None:
-        self.graph = graph
+    def __init__(self, graph: fx.GraphModule, extents: Extents) -> None:
+        self.graph, self.extents = graph, extents
+        self.batch: int | None = None
         self.count = count()
         self.sizes: dict[str, View] = {}
         self.panels: dict[tuple[View, int], View] = {}
-        self.outer = Lowered(self._name, self.sizes, self.panels)
+        self.outer = Lowered(self._name, self.sizes, self.panels, self.extents)
         self.laps: list[_Lap] = []
-        self.writer = Writer()
+        self.writer = Writer(extents)
         self.given: list[bool] = []
         self.arithmetic = 0
 
@@ -102,7 +106,7 @@ class _Translator:
         return f"{prefix}{next(self.count)}"
 
     def run(self) -> Source:
-        made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
+        made: list[Any] = []
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 self.outer.values[node] = self._input(node)
@@ -122,24 +126,31 @@ class _Translator:
                 raise Unsupported(f"a node of kind {node.op}")
         if not self.laps:
             raise Unsupported("no loop")
+        if self.extents.symbol is not None and self.batch is None:
+            raise Unsupported("a batch that is not given")
         text, room = self._text()
-        return Source(text, tuple(self.given), tuple(made), room, self.arithmetic)
+        return Source(text, tuple(self.given), tuple(made), room, self.arithmetic, self.batch)
 
-    def _input(self, node: fx.Node) -> View:
+    def _input(self, node: fx.Node) -> Any:
         value = node.meta["val"]
         i = len(self.given)
         self.given.append(isinstance(value, Tensor))
         if not isinstance(value, Tensor):
+            known = self.extents.size(value)
+            if known is not None:
+                self.batch = i if known == self.extents.prime else self.batch
+                return known
             buffer = Buffer(f"n{i}", torch.int64, 1)
             self.writer.line(f"const int64_t n{i} = *(const int64_t*)given[{i}];")
             self.sizes[str(value)] = view = View.of(buffer, ())
             return view
         if value.device.type != "cpu" or value.dtype not in TYPES:
             raise Unsupported(f"a tensor of {value.dtype} on {value.device}")
-        shape, strides = sizes_of(value), value.stride()
-        if not all(isinstance(s, int) for s in strides) or None in shape[1:]:
+        size = self.extents.size
+        shape, strides = tuple(map(size, value.shape)), tuple(map(size, value.stride()))
+        if None in strides or None in shape[1:]:
             raise Unsupported("an inner axis whose length is not known")
-        numel = None if None in shape else value.numel()
+        numel = None if None in shape else prod(n for n in shape if n is not None)
         if numel == 0:
             raise Unsupported("a tensor without elements")
         buffer = Buffer(f"a{i}", value.dtype, numel)
@@ -208,7 +219,7 @@ class _Translator:
         self, graph: fx.GraphModule, given: Sequence[View], written: set[Buffer]
     ) -> tuple[list[View], list[Put]]:
         """The outputs of a graph of the loop, and what it writes."""
-        lowered = Lowered(self._name, self.sizes, self.panels)
+        lowered = Lowered(self._name, self.sizes, self.panels, self.extents)
         rest, puts = iter(given), list[Put]()
         sums, inner = gathered(graph.graph)
         for node in graph.graph.nodes:
@@ -232,7 +243,8 @@ class _Translator:
                 lowered.values[node] = out = self._value(lowered, node, sums.get(node))
                 work = out.buffer.work if isinstance(out, View) else None
                 if work is not None and work.kind == "product":
-                    self.arithmetic += prod(work.operands[0].shape) * work.shape[1] * work.detail["pairs"]
+                    rows = prod(map(self.extents.at_hint, work.operands[0].shape))
+                    self.arithmetic += rows * work.shape[1] * work.detail["pairs"]
         raise Unsupported("a graph without an output")
 
     def _value(self, lowered: Lowered, node: fx.Node, found: Gathered | None) -> Any:
@@ -286,9 +298,9 @@ class _Translator:
         w.depth -= 1
         w.line("}")
 
-    def _outputs(self, outs: Any) -> list[tuple[tuple[int, ...], torch.dtype] | None]:
+    def _outputs(self, outs: Any) -> list[Any]:
         """All of the text, from what precedes the first loop to the results: what is read later is known by now."""
-        made: list[tuple[tuple[int, ...], torch.dtype] | None] = []
+        made: list[Any] = []
         stores, after = list[tuple[Buffer, View]](), Section("after")
         for node in outs:
             if node is None:
@@ -301,7 +313,7 @@ class _Translator:
             t = buffer.type
             self.writer.line(f"{t}* const __restrict o{len(made)} = ({t}*)made[{len(made)}];")
             stores.append((buffer, after.need(view)))
-            made.append((tuple(view.shape), view.buffer.dtype))
+            made.append((self.extents.made(view.shape), view.buffer.dtype))
         for lap in self.laps:
             self._write(lap)
         self.writer.section(after)
@@ -312,20 +324,21 @@ class _Translator:
                 self.writer.copy(View.of(buffer, view.shape), view)
         return made
 
-    def _text(self) -> tuple[str, int]:
+    def _text(self) -> tuple[str, Room]:
         """The text, and the bytes of its room."""
-        size, where = self.writer.room()
-        places = [f"static constexpr long AT_{name} = {at};" for name, at in where.items()]
+        room, where = self.writer.room()
+        batch = [] if self.batch is None else [f"  const long B = *(const int64_t*)given[{self.batch}], W = {WIDE};"]
         lines = [
             PRELUDE,
-            *places,
             'extern "C" int run(void** given, void** made, char* const room) {',
             "  int bad = 0;",
+            *batch,
+            *(f"  const long AT_{name} = {at};" for name, at in where.items()),
             *self.writer.lines,
             "  return bad;",
             "}",
         ]
-        return "\n".join(lines) + "\n", size
+        return self.extents.written("\n".join(lines) + "\n"), room
 
 
 def _while(holds: Any) -> Iterator[int]:
@@ -345,4 +358,9 @@ def translate(graph: fx.GraphModule) -> Source:
     Raises:
         Unsupported: it has something that native code is not written for.
     """
-    return _Translator(graph).run()
+    symbol, hint = carried(graph, {_FUNCTIONALISED, _LOOP})
+    primes = PRIMES if symbol is not None else PRIMES[:1]
+    first, *rest = [_Translator(graph, Extents(symbol, prime, hint)).run() for prime in primes]
+    if any(source != first for source in rest):
+        raise Unsupported("a number that is not told from a size")
+    return first
