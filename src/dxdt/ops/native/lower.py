@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from dxdt.ops.native.extent import Extents
 from dxdt.ops.native.forms import Form, Kind, form_of
 from dxdt.ops.native.pointwise import COMPARISONS, INTEGERS, LOGIC, NUMBERS, POINTS, ROUNDED, SAID, power
-from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work, literal
+from dxdt.ops.native.values import TYPES, Buffer, Panels, Put, Unsupported, View, Work, literal
 
-__all__ = ["Lowered", "Put"]
+__all__ = ["Lowered"]
 
 aten = torch.ops.aten
 
@@ -28,13 +28,6 @@ _FULL = {aten.full, aten.full_like, aten.scalar_tensor, aten.zeros_like, aten.on
 _TERMS = 32
 
 
-class Put(NamedTuple):
-    """A value that is written into a given tensor at the end of a turn."""
-
-    target: View
-    value: View
-
-
 class Lowered:
     """The works of one graph.
 
@@ -45,16 +38,10 @@ class Lowered:
         extents: the sizes that follow from one number.
     """
 
-    def __init__(
-        self,
-        names: Callable[[str], str],
-        sizes: dict[str, View],
-        panels: dict[tuple[View, int], View],
-        extents: Extents,
-    ) -> None:
+    def __init__(self, names: Callable[[str], str], sizes: dict[str, View], panels: Panels, extents: Extents) -> None:
         self.names, self.sizes, self.panels, self.extents = names, sizes, panels, extents
         self.values: dict[fx.Node, Any] = {}
-        self.packed: dict[tuple[View, int], View] = {}
+        self.packed: Panels = {}
 
     def new(self, value: Any, work: Work, prefix: str = "b") -> View:
         """A buffer for the value of a work, as a view."""
@@ -80,10 +67,9 @@ class Lowered:
         if target is operator.getitem:
             return args[0][args[1]]
         value = self.extents.value(node.meta.get("val"))
-        if isinstance(value, torch.SymInt):
-            known = self.extents.size(value)
-            if known is not None:
-                return known
+        known = self.extents.size(value) if isinstance(value, torch.SymInt) else None
+        if known is not None:
+            return known
         if target in INTEGERS and isinstance(value, (int, torch.SymInt)):
             return self._integer(target, args)
         if isinstance(value, torch.SymFloat):

@@ -21,10 +21,10 @@ from torch import Tensor, fx
 from dxdt.ops.native.emit import Writer
 from dxdt.ops.native.extent import PRIMES, WIDE, Extent, Extents, Room, carried
 from dxdt.ops.native.gathered import Gathered, gathered
-from dxdt.ops.native.lower import Lowered, Put
+from dxdt.ops.native.lower import Lowered
 from dxdt.ops.native.prelude import PRELUDE
 from dxdt.ops.native.schedule import Section
-from dxdt.ops.native.values import TYPES, Buffer, Unsupported, View, Work
+from dxdt.ops.native.values import TYPES, Buffer, Panels, Put, Unsupported, View, Work
 
 __all__ = ["Source", "translate"]
 
@@ -95,7 +95,7 @@ class _Translator:
         self.batch: int | None = None
         self.count = count()
         self.sizes: dict[str, View] = {}
-        self.panels: dict[tuple[View, int], View] = {}
+        self.panels: Panels = {}
         self.outer = Lowered(self._name, self.sizes, self.panels, self.extents)
         self.laps: list[_Lap] = []
         self.writer = Writer(extents)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-__all__ = ["TYPES", "Buffer", "Unsupported", "View", "contiguous", "literal"]
+__all__ = ["TYPES", "Buffer", "Panels", "Put", "Unsupported", "View", "contiguous", "literal"]
 
 TYPES = {
     torch.float32: "float",
@@ -137,6 +137,17 @@ class View:
         for size, stride, wide in zip(self.shape, self.strides, shape[lead:], strict=True):
             strides.append(0 if size == 1 and wide != 1 else stride)
         return View(self.buffer, tuple(shape), tuple(strides), self.offset, self.index, self.step)
+
+
+class Put(NamedTuple):
+    """A value that is written into a given tensor at the end of a turn."""
+
+    target: View
+    value: View
+
+
+Panels: TypeAlias = dict[tuple[View, int], View]
+"""Matrices as products read them, by matrix and width."""
 
 
 @dataclass(eq=False)
