@@ -85,7 +85,7 @@ def expect_the_same(name):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-11)
 
 
-DEFAULT = ("joint", "grid-rows")
+DEFAULT = ("joint",)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +143,7 @@ def test_memory_does_not_grow_with_steps(traced):
     assert kept[1] == kept[2] < 4096
 
 
+@pytest.mark.slow
 def test_frozen_parameters_and_unused_arguments(traced, strict):
     net = Net()
     net.upper.requires_grad_(False)

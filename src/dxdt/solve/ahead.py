@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.plan import Plan
 from dxdt.solve.reverse_chunk import room
 
-__all__ = ["Ahead"]
+__all__ = ["Ahead", "redrawn"]
 
 # Normals of one run: bounded in memory.
 _NUMBERS = 1 << 22
@@ -91,3 +92,20 @@ def _steps(plan: Plan, dt: Any) -> int:
         length = np.abs(np.asarray(span.t1) - np.asarray(span.t0))
         count = int(np.ceil(np.max(length / np.abs(np.asarray(dt))))) + 1
     return min(count + more, plan.max_steps)
+
+
+def redrawn(path: Any, noise: Any) -> Callable[[], Any]:
+    """What draws the noise of a run again; ``noise`` itself is let go."""
+    if noise is path:
+        return lambda: path
+    cells = noise
+    while hasattr(cells, "inner"):
+        cells = cells.inner
+    first, steps = int(cells.first), len(cells.z)
+
+    def draw() -> Any:
+        drawn = path.ahead(first, steps)
+        _any_length(drawn)
+        return drawn
+
+    return draw

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -129,6 +129,7 @@ class Forward:
         noises: the noise of each of them.
         leaps: how far jumps moved the clocks after each step of each of them, where a solver remembers.
         lookout: looks for events, where there are some.
+        lighter: leaves out of a chunk what need not be kept, or None.
     """
 
     plan: Plan
@@ -145,6 +146,7 @@ class Forward:
     attempts: int = 0
     jumps: int = 0
     lookout: Lookout | None = None
+    lighter: Callable[[Chunk], Chunk] | None = None
 
     def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
         """Solve; the outcome is not differentiable."""
@@ -154,7 +156,7 @@ class Forward:
         records = self.keep or self.recorder.wants or plan.watch is not None or plan.controller.jumps
         if plan.watch is not None:
             self.lookout = Lookout.at(plan.watch, self.recorder, plan.span.t0, y, plan.solver.degree)
-        states = self.keep and plan.solver.remembers
+        states = self.keep and plan.solver.remembers and self.lighter is None
         for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded, states):
             if self.lookout is not None and chunk.used:
                 chunk = self.lookout.look(chunk)
@@ -188,8 +190,10 @@ class Forward:
         records, used, recorder = chunk.records, chunk.used, self.recorder
         assert records is not None
         if self.keep:
-            self.tape.append((records, used))
-            self.noises.append(chunk.noise)
+            kept = chunk if self.lighter is None else self.lighter(chunk)
+            assert kept.records is not None
+            self.tape.append((kept.records, used))
+            self.noises.append(kept.noise)
         if not (recorder.wants or self.plan.controller.jumps):
             return t, accepted
         ok = records.dt[:used].numpy() != 0

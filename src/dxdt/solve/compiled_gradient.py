@@ -32,7 +32,7 @@ from dxdt.solve.record import Recorder
 from dxdt.solve.reverse_chunk import Holder, Pulled, Taken, hold
 from dxdt.solve.time_cotangents import TimeCotangents
 
-__all__ = ["look", "recomputed"]
+__all__ = ["Entry", "detached", "entries", "first_only", "look", "recomputed"]
 
 # Fields whose graph was looked at, by what identifies them.
 _looked: dict[Any, None] = {}
@@ -153,13 +153,13 @@ class _Task:
         """Cotangents of the inputs from those of the outputs."""
         forward, program = self.forward, self.program
         assert forward is not None and program is not None
-        args = _detached(self.plan.equation.args)
+        args = detached(self.plan.equation.args)
         shared = tuple(x.detach() for x in saved[len(saved) - len(self.shared) :])
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
         times = TimeCotangents.of(self.inputs, self.plan, forward.tape)
         memories = Memories.of(self.plan, self.inputs.y, forward) if program.shape.states else None
-        for entry in self._entries(given, times):
+        for entry in entries(forward, given, times, exact=self.inputs.moments is None):
             taken = entry.taken()
             if not len(taken.t) and memories is None:
                 continue
@@ -183,38 +183,42 @@ class _Task:
             *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True)),
         ]
 
-    def _entries(self, given: tuple[Tensor | None, ...], times: TimeCotangents | None) -> Iterator[_Entry]:
-        """The steps of each chunk from last to first, with the cotangents that enter there."""
-        forward = self.forward
-        assert forward is not None
-        gvalues, gstarts, gcoefficients = given[1:4]
-        used = 0 if gvalues is None else len(gvalues)
-        level = 0 if gcoefficients is None else len(gcoefficients)
-        asked = forward.pairs or [None] * len(forward.tape)
-        indices = _indices(forward.tape) if self.plan.equation.noise is not None else [None] * len(asked)
-        chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
-        for number, ((records, count), pairs, index, noise) in reversed(list(enumerate(chunks))):
-            entry = _Entry.of(records, count, index, noise, forward.leaps[number] if forward.leaps else None)
-            if forward.lookout is not None:
-                entry.met(forward.lookout.met, number, *given[4:])
+
+def entries(
+    forward: Forward, given: tuple[Tensor | None, ...], times: TimeCotangents | None, exact: bool
+) -> Iterator[Entry]:
+    """The steps of each chunk from last to first, with the cotangents that enter there.
+
+    Where values at the ends of steps are ``exact``, their cotangents do not move with times.
+    """
+    gvalues, gstarts, gcoefficients = given[1:4]
+    used = 0 if gvalues is None else len(gvalues)
+    level = 0 if gcoefficients is None else len(gcoefficients)
+    asked = forward.pairs or [None] * len(forward.tape)
+    indices = _indices(forward.tape) if forward.plan.equation.noise is not None else [None] * len(asked)
+    chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
+    for number, ((records, count), pairs, index, noise) in reversed(list(enumerate(chunks))):
+        entry = Entry.of(records, count, index, noise, forward.leaps[number] if forward.leaps else None)
+        if forward.lookout is not None:
+            entry.met(forward.lookout.met, number, *given[4:])
+        if times is not None:
+            times.turn(records, count)
+        if pairs is not None and gvalues is not None:
+            g = gvalues[used - len(pairs.slot) : used]
+            used -= len(pairs.slot)
             if times is not None:
-                times.turn(records, count)
-            if pairs is not None and gvalues is not None:
-                g = gvalues[used - len(pairs.slot) : used]
-                used -= len(pairs.slot)
-                if times is not None:
-                    times.answer(pairs, g)
-                entry.answer(pairs, g, exact=self.inputs.moments is None)
-            if gcoefficients is not None:
-                some = np.flatnonzero((records.dt[:count].numpy() != 0).any(1))
-                mine = slice(level - len(some), level)
-                entry.path(some, gcoefficients[mine], None if gstarts is None else gstarts[mine])
-                level -= len(some)
-            yield entry
+                times.answer(pairs, g)
+            entry.answer(pairs, g, exact=exact)
+        if gcoefficients is not None:
+            some = np.flatnonzero((records.dt[:count].numpy() != 0).any(1))
+            mine = slice(level - len(some), level)
+            entry.path(some, gcoefficients[mine], None if gstarts is None else gstarts[mine])
+            level -= len(some)
+        yield entry
 
 
 @dataclass
-class _Entry:
+class Entry:
     """Cotangents that enter at the steps of a chunk, whose numbers are ``index``, and its noise."""
 
     records: Records
@@ -227,7 +231,7 @@ class _Entry:
     leap: Tensor | None
 
     @classmethod
-    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any, leap: Tensor | None) -> _Entry:
+    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any, leap: Tensor | None) -> Entry:
         y = records.y[:count]
         held = records.coefficients
         return cls(
@@ -327,7 +331,8 @@ def _harmless(ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slot, row
 
 
-def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments without their graphs."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, args) if args else ()
 
 
@@ -346,9 +351,14 @@ class _Function(torch.autograd.Function):
         saved = ctx.saved_tensors
         with torch.no_grad():
             pulled = ctx.task.pull(saved, given)
-        if torch.is_grad_enabled():
-            pulled = [None if g is None else _Once.apply(g, *saved, *given) for g in pulled]
-        return (None, *pulled)
+        return (None, *first_only(pulled, *saved, *given))
+
+
+def first_only(pulled: list[Tensor | None], *of: Tensor | None) -> list[Tensor | None]:
+    """Gradients that may not be differentiated again, where somebody could try."""
+    if not torch.is_grad_enabled():
+        return pulled
+    return [None if g is None else _Once.apply(g, *of) for g in pulled]
 
 
 class _Once(torch.autograd.Function):

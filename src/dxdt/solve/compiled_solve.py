@@ -13,12 +13,14 @@ from dxdt.solve.checkpointed import Checkpointed
 from dxdt.solve.compiled import run_compiled
 from dxdt.solve.compiled_backsolve import backsolved
 from dxdt.solve.compiled_gradient import recomputed
+from dxdt.solve.compiled_reversible import walked_back
 from dxdt.solve.fallback import CannotCompile, NotForAllSizes, warn_once
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.lifted import keep_numbers, lift
 from dxdt.solve.plan import Plan
 from dxdt.solve.record import Recorder
+from dxdt.solve.reversible_gradient import Reversible
 
 __all__ = ["compiled"]
 
@@ -61,7 +63,7 @@ def _differentiable(gradient: Gradient | None, plan: Plan, inputs: Inputs, dt: A
     Raises:
         CannotCompile: the solve, its field or the rule has no compiled form.
     """
-    raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() and Backsolve() have")
+    raise CannotCompile(f"{gradient} has no compiled form; Checkpointed(), Reversible() and Backsolve() have")
 
 
 @_differentiable.register
@@ -79,3 +81,8 @@ def _(gradient: Checkpointed, plan: Plan, inputs: Inputs, dt: Any, recorder: Rec
 @_differentiable.register
 def _(gradient: Backsolve, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
     return backsolved(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Reversible, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return walked_back(plan, inputs, gradient, dt, recorder)

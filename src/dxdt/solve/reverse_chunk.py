@@ -24,7 +24,20 @@ from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import Form
 from dxdt.solve.solver import Phase, Solver, State
 
-__all__ = ["Found", "Holder", "Memory", "Pulled", "Taken", "any_length", "hold", "opened", "reverse", "room"]
+__all__ = [
+    "Found",
+    "Holder",
+    "Made",
+    "Memory",
+    "Pulled",
+    "Taken",
+    "any_length",
+    "hold",
+    "means",
+    "opened",
+    "reverse",
+    "room",
+]
 
 
 class Holder(nn.Module):
@@ -247,7 +260,7 @@ def reverse(
             cotangents, moved, totals = carry[: 1 + size], carry[1 + size : first], carry[first:]
             at = taken.at(i, carry[0])
             t, dt = at.t, at.dt
-            path = None if noise is None else _Made(noise.increment(t, dt, 0 if at.number is None else at.number))
+            path = None if noise is None else Made(noise.increment(t, dt, 0 if at.number is None else at.number))
             ok = dt != 0
             entering = [cotangents[0] + at.end, *cotangents[1:]]
             cots = [torch.where(_wide(ok, g), g, 0.0) for g in entering]
@@ -272,8 +285,7 @@ def reverse(
 
     ends = () if clocks is None else (torch.zeros_like(taken.t[0]), torch.zeros_like(taken.t[0]))
     first = 1 + size + len(ends)
-    compiling = torch.compiler.is_dynamo_compiling()
-    pull, loop = (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
+    pull, loop = means()
     states = () if memory is None else memory.state
     carry = (last.clone(), gy.clone(), *(x.clone() for x in states), *ends, *(x.clone() for x in totals))
     for n in range(len(phases) - 1, -1, -1):
@@ -297,7 +309,13 @@ def _renewed(new: State, old: State, rows: Tensor) -> State:
     return tuple(torch.where(_wide(rows, a), a, b) for a, b in zip(new, old, strict=True))
 
 
-class _Made:
+def means() -> tuple[Callable[..., Sequence[Tensor]], Callable[..., Any]]:
+    """How to pull cotangents through a function, and how to loop: inside a compiler, or in Python with autograd."""
+    compiling = torch.compiler.is_dynamo_compiling()
+    return (_pulled, while_loop) if compiling else (_pulled_eagerly, _looped_eagerly)
+
+
+class Made:
     """What the random path did in one step: a constant of the differentiation."""
 
     def __init__(self, increment: Any) -> None:

@@ -231,7 +231,7 @@ def _constant(factor: Tensor | float) -> Tensor | float:
 def _parabola(step: Step, dt: Ticks, y: Tensor) -> Tensor:
     """The quadratic with slope v at the start, or the line where there is noise, to the end."""
     if not step.data:
-        return (step.y - y).unsqueeze(0)
+        return torch.stack((step.y - y, torch.zeros_like(y)))
     (h,) = factors(END, dt, y)
     first = h * step.data[0]
     return torch.stack((first, step.y - y - first))

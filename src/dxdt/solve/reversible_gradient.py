@@ -25,9 +25,9 @@ from dxdt.solve.solution import Status
 from dxdt.solve.starts import Starts, donor
 from dxdt.solve.step import attach
 
-__all__ = ["Reversible"]
+__all__ = ["LOST", "Reversible", "missed"]
 
-_LOST = Status.NOT_FINITE, Status.STEP_TOO_SMALL
+LOST = Status.NOT_FINITE, Status.STEP_TOO_SMALL
 
 
 @final
@@ -58,15 +58,19 @@ class Reversible(Gradient):
     """
 
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
+        self.check(plan)
+        rows = plan.equation.layout.rows
+        single = not plan.equation.layout.per_sample
+        return recomputed(_Walk(loop, plan, inputs, dt, recorder, None, Starts(rows, single)))
+
+    def check(self, plan: Plan) -> None:
+        """Raise ValueError for a solver that has no inverse."""
         if not hasattr(plan.solver, "reverse"):
             raise ValueError(
                 f"Reversible walks back along a reversible solver, which "
                 f"{type(plan.solver).__name__} is not: use dxdt.ReversibleHeun(), "
                 f"dxdt.McCallumFoster(dxdt.Tsit5()), or gradient=dxdt.Checkpointed()"
             )
-        rows = plan.equation.layout.rows
-        single = not plan.equation.layout.per_sample
-        return recomputed(_Walk(loop, plan, inputs, dt, recorder, None, Starts(rows, single)))
 
 
 @dataclass(eq=False)
@@ -101,7 +105,7 @@ class _Walk(Task):
     def _lost(self) -> np.ndarray:
         """Rows whose values overflowed or nearly: where they ended is no place to walk back from."""
         assert self.carry is not None
-        return np.isin(np.atleast_1d(self.carry.status), [s.code for s in _LOST])
+        return np.isin(np.atleast_1d(self.carry.status), [s.code for s in LOST])
 
     def backwards(self, plan: Plan) -> Any:
         """The accepted steps from last to first, each with where it began."""
@@ -117,7 +121,7 @@ class _Walk(Task):
             now = self._before(plan, attempt, now) if kept is None else kept
             yield tape._replace(attempt=attempt), _donated(attempt, now)
         y0 = self.inputs.y.detach()
-        _look(torch.where(_column(lost, y0), y0, now.y), plan, y0)
+        missed(torch.where(_column(lost, y0), y0, now.y), plan, y0)
 
     def _before(self, plan: Plan, attempt: Attempt, now: Begun) -> Begun:
         """Where a step began, from where it ended."""
@@ -156,7 +160,7 @@ def _donated(attempt: Attempt, now: Begun) -> Begun:
     return Begun(now.y[rows], tuple(s[rows] for s in now.solver), now.origin)
 
 
-def _look(reached: Tensor, plan: Plan, y0: Tensor) -> None:
+def missed(reached: Tensor, plan: Plan, y0: Tensor) -> None:
     """Warn where the walk did not end at y0."""
     y0 = y0.detach()
     nearly = hasattr(plan.solver, "symmetric_order")

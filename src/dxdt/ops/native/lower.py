@@ -386,7 +386,7 @@ class Lowered:
         size = view.shape[0]
         bound = self.sizes.get("rows of " + view.buffer.name) if size is None else size
         if bound is not None:
-            like = torch.empty((), dtype=torch.int64, device="meta")
+            like = torch.empty(index.shape, dtype=torch.int64, device="meta")
             index = self.point(like, [index, bound], lambda t, i, n: f"wrap({i}, {n}, bad)")
         elif not index.buffer.scalar:
             index = self.dense(index)
