@@ -353,3 +353,23 @@ def test_a_tensor_that_begins_to_require_a_gradient(traced):
         assert [g.tolist() for g in given] == [w.tolist() for w in wanted]
         assert bool(seen) == bool(words) and all(words in str(w.message) for w in seen)
         pull(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("held", ["state", "argument"])
+def test_an_input_that_the_field_begins_to_hold(held, traced):
+    """Its gradient is more than that of the input: eager, though a field like it was compiled."""
+
+    def pull(holds, compile):
+        inputs = {"state": torch.tensor([START], requires_grad=True), "argument": torch.ones(1, 3, requires_grad=True)}
+        inside = inputs[held] if holds else torch.ones(1, 3)
+        y, rate = inputs.values()
+        options = {"solver": Heun(), "dt": 0.2, "compile": compile, "args": (rate,)}
+        sol = dxdt.solve(ODE(lambda t, y, rate: inside - rate * y), y, (0.0, 1.0), **options)
+        return torch.autograd.grad(sol.ys.sum(), (y, rate))
+
+    pull(False, True)
+    assert len(traced) == 2
+    with pytest.warns(RuntimeWarning, match="runs eager"):
+        given = pull(True, True)
+    for g, w in zip(given, pull(True, False), strict=True):
+        assert torch.equal(g, w)

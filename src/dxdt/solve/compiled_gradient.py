@@ -8,7 +8,7 @@ program per chunk forms each step again and pulls them through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -105,7 +105,7 @@ def _look_at_reads(plan: Plan, inputs: Inputs, read: list[Tensor], gradient: Gra
     Raises:
         CannotCompile, ValueError: as above.
     """
-    known = {id(x) for x in inputs.tensors()}
+    known = {id(x) for x in inputs.params}
     stranger = next((x for x in read if id(x) not in known), None)
     if stranger is not None:
         _looked.pop((identified(plan), plan.equation.layout), None)
@@ -140,6 +140,9 @@ class _Task:
     def solve(self) -> tuple[Tensor | None, ...]:
         plan, y = self.plan, self.inputs.y.detach()
         self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
+        if plan.equation.args:
+            # Detached, so that what the program reads tells an argument from the same tensor held by the field.
+            plan = replace(plan, equation=replace(plan.equation, args=_detached(plan.equation.args)))
         self.forward = Forward(plan, self.recorder, keep=True)
         outcome = self.forward.run(y, self.dt)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
