@@ -271,8 +271,8 @@ NATIVE: list[Callable[[Dice, int], Piece]] = [
 OTHERS: list[Callable[[Dice, int], Piece]] = [
     plain("cumsum", lambda x, t: x.cumsum(-1) / x.shape[-1]),
     plain("cumprod", lambda x, t: x.tanh().cumprod(-1)),
-    plain("sort", lambda x, t: x.sort(-1).values),
-    plain("top", lambda x, t: x.topk(min(2, x.shape[-1]), -1).values),
+    leaps("sort", lambda x, t: x.sort(-1).values),
+    leaps("top", lambda x, t: x.topk(min(2, x.shape[-1]), -1).values),
     leaps("hot", hot),
     plain("spectrum", spectrum),
     plain("fourier", lambda x, t: torch.fft.irfft(torch.fft.rfft(x, dim=-1) * 0.5, n=x.shape[-1], dim=-1)),

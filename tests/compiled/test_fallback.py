@@ -195,7 +195,7 @@ def test_a_later_chunk_fails(traced, monkeypatch):
         return graph.forward if len(made) == 1 else failing_compiler(graph, inputs)
 
     monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
-    for save in (torch.linspace(0, 1, 40), dxdt.Save(steps=True, every=7), dxdt.Save(dense=True)):
+    for save in (dxdt.Save(steps=True, every=7), dxdt.Save(dense=True)):
         made.clear()
         monkeypatch.setattr(engine, "_program", engine._Programs(256))
         a, _, _ = answer(lambda t, y: -y, True, False, dt=0.002, save=save)
@@ -213,7 +213,7 @@ def decay(number):
 
 def test_numbers_that_change_become_inputs(traced):
     """In a closure and in args: the first value is a constant of its program, all others share one."""
-    for i in range(4):
+    for i in range(3):
         for field, args in ((decay(1.0 + i / 10), ()), (rate_in_args, (1.0 + i / 10, {"shift": i / 7}))):
             (a, y, warned), (b, z, _) = (answer(field, c, True, args=args) for c in (True, False))
             assert torch.allclose(a.ys, b.ys, atol=1e-6) and not warned
@@ -264,7 +264,7 @@ def test_other_dtypes_and_batches_between_calls(traced, strict):
     net = torch.nn.Linear(3, 3).requires_grad_(False)
     for dtype in (torch.float32, torch.float64, torch.float32):
         net.to(dtype)
-        for rows in (1, 2, 7, 2):
+        for rows in (1, 7, 2):
             y = torch.ones(rows, 3, dtype=dtype)
             for per_sample in (False, True):
                 options = dict(solver=Heun(), dt=0.2, per_sample=per_sample)
