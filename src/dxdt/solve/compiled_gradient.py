@@ -142,7 +142,7 @@ class _Task:
         self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
         if plan.equation.args:
             # Detached, so that what the program reads tells an argument from the same tensor held by the field.
-            plan = replace(plan, equation=replace(plan.equation, args=_detached(plan.equation.args)))
+            plan = replace(plan, equation=replace(plan.equation, args=detached(plan.equation.args)))
         self.forward = Forward(plan, self.recorder, keep=True)
         outcome = self.forward.run(y, self.dt)
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
