@@ -1,19 +1,21 @@
 """Python numbers that change from solve to solve, made inputs of a program.
 
-A number in ``args``, or one that a plain function closes over, is a constant of generated code. Where
-it has another value the next time, it becomes a tensor without axes, which every value shares; a field
-that needs the Python number itself (in a branch, a size, ``math.exp``) keeps it as a constant.
+A number in ``args``, or one that a plain or partial function holds (in its closure, as an argument or a
+default, or in a function that it holds) is a constant of generated code. Where it has another value the
+next time, it becomes a tensor without axes, which every value shares; a field that needs the Python
+number itself (in a branch, a size, ``math.exp``) keeps it as a constant. Whole numbers stay constants,
+and so do attributes of objects: a program looks at them before each call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from torch import nn
 
 from dxdt.ops.tree import flatten, tree_map
 from dxdt.solve.equation import ODE, _filled
@@ -24,6 +26,8 @@ from dxdt.solve.untouched import untouched
 __all__ = ["keep_numbers", "lift"]
 
 _PROGRAMS = 256
+# Functions that a field holds are looked through as deep as ``identity`` does.
+_DEPTH = 4
 # The numbers that fields were first met with, by what identifies the field; None once they vary.
 _met: dict[Any, tuple[float, ...] | None] = {}
 # Fields that need their numbers as they are.
@@ -35,7 +39,7 @@ def lift(plan: Plan, y: torch.Tensor) -> Plan:
     equation = plan.equation
     if type(equation.equation) is not ODE:
         return plan
-    numbers = (*_in_args(equation.args), *_in_cells(equation.equation.field))
+    numbers = (*_in_args(equation.args), *_in_field(equation.equation.field))
     if not numbers:
         return plan
     key = _key(plan)
@@ -87,23 +91,52 @@ def _in_args(args: tuple[Any, ...]) -> Iterator[float]:
         yield from (x for x in flatten(args)[0] if isinstance(x, float))
 
 
-def _in_cells(f: Any) -> Iterator[float]:
+def _in_field(f: Any, depth: int = _DEPTH) -> Iterator[float]:
+    """Numbers that plain and partial functions hold, and those that they call."""
+    if isinstance(f, float):
+        yield f
+    elif depth and _looked_through(f):
+        for x in _parts(f):
+            if isinstance(x, float | FunctionType | partial):
+                yield from _in_field(x, depth - 1)
+
+
+def _looked_through(f: Any) -> bool:
     if isinstance(f, FunctionType):
-        yield from (c.cell_contents for c in f.__closure__ or () if _filled(c) and isinstance(c.cell_contents, float))
+        return not (f.__module__ or "").startswith("torch")
+    return type(f) is partial
+
+
+def _parts(f: Any) -> tuple[Any, ...]:
+    if isinstance(f, partial):
+        return f.func, *f.args, *f.keywords.values()
+    cells = [c.cell_contents for c in f.__closure__ or () if _filled(c)]
+    return *cells, *(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()
 
 
 def _tensor(number: float) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 
-def _lifted(f: Any) -> Any:
-    """A function of the same code that closes over tensors instead of numbers."""
-    if isinstance(f, nn.Module) or not isinstance(f, FunctionType) or not any(True for _ in _in_cells(f)):
+def _lifted(f: Any, depth: int = _DEPTH) -> Any:
+    """A function of the same code that holds tensors instead of numbers."""
+    if isinstance(f, float):
+        return _tensor(f)
+    if next(_in_field(f, depth), None) is None:
         return f
+
+    def inner(x: Any) -> Any:
+        return _lifted(x, depth - 1)
+
+    if isinstance(f, partial):
+        return partial(inner(f.func), *map(inner, f.args), **{k: inner(x) for k, x in f.keywords.items()})
     cells = []
     for cell in f.__closure__ or ():
-        number = _filled(cell) and isinstance(cell.cell_contents, float)
-        cells.append(CellType(_tensor(cell.cell_contents)) if number else cell)
-    made = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, tuple(cells))
-    made.__kwdefaults__ = f.__kwdefaults__
+        value = inner(cell.cell_contents) if _filled(cell) else None
+        # What the function may write to stays where it was.
+        cells.append(cell if not _filled(cell) or value is cell.cell_contents else CellType(value))
+    defaults = None if f.__defaults__ is None else tuple(map(inner, f.__defaults__))
+    made = FunctionType(f.__code__, f.__globals__, f.__name__, defaults, tuple(cells))
+    made.__kwdefaults__ = None if f.__kwdefaults__ is None else {k: inner(x) for k, x in f.__kwdefaults__.items()}
+    made.__dict__.update(f.__dict__)
     return made
