@@ -56,8 +56,10 @@ def largest(x):
         (odeint, "bosh3", {"norm": largest}, Field),
         (odeint, "bosh3", JUMPS, Field),
         (odeint_adjoint, "rk4", {"step_size": 0.1}, Field),
+        pytest.param(odeint, "explicit_adams", {"step_size": 0.1}, Field, marks=pytest.mark.slow),
+        (odeint, "fixed_adams", {"step_size": 0.06}, Field),
     ],
-    ids=["euler", "cubic", "grid", "tuple", "norm", "jumps", "adjoint"],
+    ids=["euler", "cubic", "grid", "tuple", "norm", "jumps", "adjoint", "explicit-adams", "fixed-adams"],
 )
 def test_fixed_grids_norms_tuples_and_jumps(api, method, options, field, traced, strict):
     func, y0 = field(), torch.rand(2, 3, dtype=torch.float64)

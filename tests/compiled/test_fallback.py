@@ -373,3 +373,36 @@ def test_an_input_that_the_field_begins_to_hold(held, traced):
         given = pull(True, True)
     for g, w in zip(given, pull(True, False), strict=True):
         assert torch.equal(g, w)
+
+
+class Scores(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(3, 3)
+
+    def forward(self, x, told):
+        return torch.tanh(self.inner(x)) * torch.cos(told).reshape(told.shape + (1,) * (x.ndim - told.ndim))
+
+
+def test_samplers_say_what_to_compile(fresh):
+    """The network is where their time goes, and compiled by itself it answers as before."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    net, start = Scores(), torch.linspace(-1, 1, 6).reshape(2, 3)
+    process, grid = dxdt.diffusion.VP(), torch.linspace(1, 0.1, 5, dtype=torch.float64)
+    options = dict(solver=dxdt.Exponential(order=2), controller=dxdt.Grid(grid))
+
+    def sampled(network, compile):
+        equation = dxdt.diffusion.reverse(dxdt.diffusion.Denoiser(network, process))
+        with torch.no_grad():
+            return dxdt.solve(equation, start, (1.0, 0.1), compile=compile, **options).ys
+
+    with pytest.warns(RuntimeWarning, match=r"compile the network that it asks, as torch.compile\(network\)"):
+        wanted = sampled(net, True)
+    found = sampled(torch.compile(net, backend=backend, fullgraph=True, dynamic=False), False)
+    assert len(graphs) == 1
+    assert torch.equal(found, wanted)

@@ -60,7 +60,10 @@ class Form:
         if type(inner) is Separable:
             return cls(separable=True)
         if type(inner) is not SDE:
-            raise CannotCompile(f"{type(inner).__name__} has no compiled form yet")
+            asks = (
+                ": compile the network that it asks, as torch.compile(network)" if hasattr(inner, "remainder") else ""
+            )
+            raise CannotCompile(f"{type(inner).__name__} has no compiled form yet{asks}")
         return cls(inner.noise, inner.calculus, converted, _kind(rows.noise))
 
     def equation(self, f: Any) -> Equation:

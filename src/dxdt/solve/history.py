@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import Ticks, from_host
+from dxdt.ops.clock import Ticks, from_host, scaled_sum, to_host
 
-__all__ = ["Around", "weights"]
+__all__ = ["Around", "combined", "weights"]
 
 _MOST = 16
 # Points and weights on [0, 1] that integrate a polynomial through k nodes exactly.
@@ -48,7 +48,7 @@ class Around(NamedTuple):
             device = None if gaps is None else gaps.device
             dt = torch.as_tensor(dt, dtype=torch.float64, device=device).reshape(-1)
             return cls._of(dt, gaps, partly, torch.where, torch.cat)
-        host = None if gaps is None else gaps.detach().cpu().numpy()
+        host = None if gaps is None else to_host(gaps)
         return cls._of(np.atleast_1d(dt), host, partly, np.where, np.concatenate)
 
     @classmethod
@@ -96,6 +96,14 @@ def weights(around: Around, like: Tensor) -> Sequence[Any]:
     if tensors:
         return found.to(like.dtype).unsqueeze(-1).unbind(1)
     return found[0].tolist() if len(found) == 1 else from_host(found[..., None], like).unbind(1)
+
+
+def combined(y: Tensor | None, factors: Sequence[Any], slopes: Sequence[Tensor]) -> Tensor:
+    """y + sum_i factors_i slopes_i, one operation a slope; without y the sum alone."""
+    for factor, slope in zip(factors, slopes, strict=True):
+        y = scaled_sum(y, factor, slope)
+    assert y is not None
+    return y
 
 
 def _product(x: Any) -> Any:

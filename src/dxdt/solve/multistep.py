@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from dxdt.ops.clock import END, START, Ticks, factors, moments, scaled_sum
 from dxdt.solve.equation import Rows
 from dxdt.solve.explicit import Tsit5
-from dxdt.solve.history import Around, weights
+from dxdt.solve.history import Around, combined, weights
 from dxdt.solve.solver import Phase, Solver, State, Step, hermite
 
 __all__ = ["AdamsBashforth", "AdamsBashforthMoulton", "Multistep"]
@@ -189,7 +189,7 @@ class AdamsBashforth(Multistep):
     def advance(
         self, eq: Rows, time: Tensor, around: Around, y: Tensor, slopes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        new = _sum(y, weights(around, y), slopes)
+        new = combined(y, weights(around, y), slopes)
         return new, eq.drift(time, new)
 
 
@@ -235,16 +235,10 @@ class AdamsBashforthMoulton(Multistep):
     def advance(
         self, eq: Rows, time: Tensor, around: Around, y: Tensor, slopes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        slope = eq.drift(time, _sum(y, weights(around, y), slopes))
+        slope = eq.drift(time, combined(y, weights(around, y), slopes))
         last, *rest = weights(around.with_end(), y)
-        known, new = _sum(y, rest, slopes), y
+        known, new = combined(y, rest, slopes), y
         for _ in range(self.correctors):
             new = scaled_sum(known, last, slope)
             slope = eq.drift(time, new)
         return new, slope
-
-
-def _sum(y: Tensor, factors_: Sequence[Any], slopes: Sequence[Tensor]) -> Tensor:
-    for weight, slope in zip(factors_, slopes, strict=True):
-        y = scaled_sum(y, weight, slope)
-    return y
