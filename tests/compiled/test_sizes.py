@@ -11,7 +11,7 @@ import dxdt
 from dxdt import ODE, PID, Clip, Heun, Tsit5
 
 SIZES = importlib.import_module("dxdt.solve.sizes")
-BACKEND = importlib.import_module("dxdt.ops.native.backend")
+COMPILER = importlib.import_module("dxdt.ops.compiler")
 EXTENT = importlib.import_module("dxdt.ops.native.extent")
 
 
@@ -153,7 +153,7 @@ def test_native_code_of_open_batches(per_sample, grad, fresh, strict, monkeypatc
         raise AssertionError("a program that has no native code")
 
     monkeypatch.setattr(SIZES, "_FEW", 1)
-    monkeypatch.setattr(BACKEND, "inductor", refuse)
+    monkeypatch.setattr(COMPILER, "inductor", refuse)
     expect_eager_values(Pair(), (5, 7, 2, 33, 300), grad, drives, True, per_sample=per_sample)
 
 
@@ -166,5 +166,5 @@ def test_sizes_are_told_from_numbers():
     text = f"i < {prime}; x[{3 * prime + 2}] + {7 * prime}LL + 0.{prime} + b{prime} + 12"
     assert extents.written(text) == f"i < B; x[(2 + 3 * B)] + (7 * B) + 0.{prime} + b{prime} + 12"
     for n in (prime // 2, prime * prime):
-        with pytest.raises(BACKEND.Unsupported):
+        with pytest.raises(EXTENT.Unsupported):
             extents.extent(n)
