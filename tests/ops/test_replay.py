@@ -1,5 +1,10 @@
 """Loops taken apart and replayed give what they give as they are."""
 
+import gc
+import importlib
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch._higher_order_ops.while_loop import while_loop
@@ -8,6 +13,7 @@ from dxdt.ops.compiler import traced
 from dxdt.ops.replay import Recent, Repetition, Replayed, Unsuited, take_apart
 
 CPU = torch.device("cpu")
+capture = importlib.import_module("dxdt.ops.replay.capture")
 
 
 @pytest.fixture
@@ -142,3 +148,108 @@ def test_inputs_that_repeat_in_memory(replay):
     for k in range(3):
         x, w, n = torch.ones(2) * k, torch.tensor([0.3 + k]).expand(2), torch.tensor(4)
         assert all(torch.allclose(a, b) for a, b in zip(run(x, w, n), counted(x * w, n), strict=True))
+
+
+class Machine:
+    """A CUDA device that only notes what it is told."""
+
+    def __init__(self):
+        self.told, self.streams, self.fails = [], [], False
+        self.current = Stream(self, "outside")
+        self.cuda = SimpleNamespace(
+            device=lambda device: nullcontext(),
+            stream=lambda stream: nullcontext(),
+            current_stream=lambda: self.current,
+            set_stream=lambda stream: self.told.append(f"set {stream.name}"),
+            Stream=self.stream,
+            Event=lambda: Event(self),
+            CUDAGraph=lambda: SimpleNamespace(replay=lambda: self.told.append("replay")),
+            graph=self.capturing,
+            graph_pool_handle=lambda: f"pool {len(self.streams)}",
+        )
+        self._C = SimpleNamespace(_cuda_clearCublasWorkspaces=lambda: self.told.append("clear"))
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, *size, pin_memory=False, **options):
+        assert pin_memory
+        return torch.empty(*size, **options)
+
+    def stream(self):
+        self.streams.append(Stream(self, f"stream {len(self.streams) + 1}"))
+        return self.streams[-1]
+
+    @contextmanager
+    def capturing(self, graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local" and not gc.isenabled()
+        self.told.append(f"begin {pool} on {stream.name}")
+        yield
+        if self.fails:
+            raise RuntimeError("a capture that failed")
+        self.told.append("end")
+
+
+class Stream:
+    def __init__(self, machine, name):
+        self.machine, self.name = machine, name
+
+    def wait_stream(self, other):
+        self.machine.told.append(f"{self.name} waits for {other.name}")
+
+    def wait_event(self, event):
+        self.machine.told.append(f"{self.name} waits")
+
+
+class Event:
+    def __init__(self, machine):
+        self.machine = machine
+
+    def record(self, stream=None):
+        self.machine.told.append("record")
+
+    def synchronize(self):
+        self.machine.told.append("synchronize")
+
+
+def test_what_a_device_is_told(monkeypatch):
+    """Order of calls of a capture, of one that fails, and of looks at a flag."""
+    machine = Machine()
+    monkeypatch.setattr(capture, "torch", machine)
+    graphs = capture.Graphs(CPU)
+    machine.told.clear()
+    work = lambda: machine.told.append("work")  # noqa: E731
+    with graphs.alone():
+        graphs(work)()
+    captured = ["clear", "begin pool 1 on stream 1", "work", "end", "clear"]
+    waits = "stream 1 waits for outside", "outside waits for stream 1"
+    assert machine.told == ["outside waits", waits[0], *captured, waits[1], "replay", "record"] and gc.isenabled()
+
+    machine.told.clear()
+
+    def broken():
+        machine.fails = True
+
+    def stream():
+        machine.fails = False
+        return machine.stream()
+
+    monkeypatch.setattr(machine.cuda, "Stream", stream)
+    with pytest.raises(RuntimeError, match="failed"):
+        graphs(broken)
+    assert "set outside" in machine.told and gc.isenabled()
+    machine.told.clear()
+    graphs(work)
+    assert "begin pool 2 on stream 2" in machine.told, "a pool that is in doubt is not used again"
+
+    flag = torch.tensor([1, 3])
+    signal = graphs.signal(flag)
+    signal.send()
+    flag.copy_(torch.tensor([0, 5]))
+    signal.send()
+    assert signal.wait() == (1, 3) and signal.wait() == (0, 5)
+    signal.send()
+    signal.clear()
+    signal.send()
+    signal.send()
+    assert signal.wait() == (0, 5)

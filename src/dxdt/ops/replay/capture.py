@@ -116,7 +116,7 @@ class Graphs:
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         # A pool that no graph uses may not be used again.
-        self._anchor = self(lambda: torch.zeros(1, device=self._device))
+        self._anchor = self._recorded(lambda: torch.zeros(1, device=self._device))
 
     @contextmanager
     def alone(self) -> Generator[None]:
@@ -140,22 +140,24 @@ class Graphs:
 
     def __call__(self, work: Call) -> Call:
         """The replay of a graph of the work."""
-        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        self._stream.wait_stream(outside)
+        outside = torch.cuda.current_stream()
         try:
-            with _workspaces_apart(), _no_collection(), self._capturing(graph):
-                work()
+            return self._recorded(work)
         except RuntimeError:
             # The end of a capture that failed leaves its stream current, and its pool in doubt.
             torch.cuda.set_stream(outside)
             self._begin()
             raise
+
+    def _recorded(self, work: Call) -> Call:
+        graph, outside = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream.wait_stream(outside)
+        # Only what this thread does is part of it, and may fail it.
+        capturing = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with _workspaces_apart(), _no_collection(), capturing:
+            work()
         outside.wait_stream(self._stream)
         return graph.replay
-
-    def _capturing(self, graph: torch.cuda.CUDAGraph) -> torch.cuda.graph:
-        # Only what this thread does is part of it, and may fail it.
-        return torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
 
     def signal(self, flag: Tensor) -> Signal:
         """Values that are copied to pinned memory behind the work in the queue."""

@@ -119,8 +119,8 @@ class _Held:
             moved = [i for i, at in where.items() if at != self.known[i] or _bytes(given[i]) <= _SMALL]
             if moved:
                 self.captured.clear()
-            with self.capture.holding():
-                self.own |= {i: _room_like(given[i], self.device) for i in moved}
+                with self.capture.holding():
+                    self.own |= {i: _room_like(given[i], self.device) for i in moved}
         self.places[: len(given)] = [self.own.get(i, x) for i, x in enumerate(given)]
         _copy(list(self.own.values()), [given[i] for i in self.own])
         if self.known is not None and not self.captured:
