@@ -73,7 +73,7 @@ class _Held:
     """A program for inputs of some sizes: its places, and its work on them, captured or not.
 
     The first call is not captured: it makes everything ready, and shows which tensors stay where they
-    are. From the second on work is captured, on copies of what is small or has moved. A tensor that
+    are. From the second on work is captured, on copies of what is small, written to, or has moved. A tensor that
     moves later is copied from then on, so that captures come to an end.
 
     Attributes:
@@ -116,7 +116,8 @@ class _Held:
         """Put what is given to its places, and capture the work where it is to find them elsewhere."""
         where = {i: x.data_ptr() for i, x in _tensors(given) if i not in self.own}
         if self.known is not None:
-            moved = [i for i, at in where.items() if at != self.known[i] or _bytes(given[i]) <= _SMALL]
+            apart = {i for i in where if _bytes(given[i]) <= _SMALL} | self.parts.written
+            moved = [i for i, at in where.items() if at != self.known[i] or i in apart]
             if moved:
                 self.captured.clear()
                 with self.capture.holding():
