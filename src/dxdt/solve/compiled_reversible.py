@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.clock import beside
 from dxdt.solve.ahead import redrawn
 from dxdt.solve.compiled import Forward, check_field, compilable, undone
 from dxdt.solve.compiled_gradient import Entry, detached, entries, first_only, look
@@ -105,10 +106,10 @@ class _Task:
             steps, noise = _walked(entry, numbers.pop(), lost), entry.noise
             if steps is None:
                 continue
-            last, drawn = torch.tensor(len(steps.t) - 1), None if noise is None else noise()
+            (last,), drawn = beside(steps.t, np.array(len(steps.t) - 1)), None if noise is None else noise()
             ended, cots, totals = self.program.walk(*fixed, steps.any_length(), last, ended, cots, totals, drawn)
         y0 = saved[0].detach()
-        missed(torch.where(torch.from_numpy(lost)[:, None], y0, ended[0]), self.plan, y0)
+        missed(torch.where(beside(y0, lost)[0][:, None], y0, ended[0]), self.plan, y0)
         gy, found = self._begun(y0, saved[1:], cots)
         sums = [a if b is None else a + b for a, b in zip(totals, found, strict=True)]
         return [gy, *[g if x.requires_grad else None for g, x in zip(sums, saved[1:], strict=True)]]
@@ -118,9 +119,9 @@ class _Task:
         if not lost.any():
             return given
         y, values, *rest = given
-        y = None if y is None else torch.where(torch.from_numpy(lost)[:, None], 0.0, y)
+        y = None if y is None else torch.where(beside(y, lost)[0][:, None], 0.0, y)
         if values is not None:
-            gone = torch.from_numpy(lost[np.concatenate(self.recorder.row)])
+            (gone,) = beside(values, lost[np.concatenate(self.recorder.row)])
             values = torch.where(gone[:, None], 0.0, values)
         return y, values, *rest
 
@@ -166,11 +167,10 @@ def _walked(entry: Entry, number: np.ndarray, lost: np.ndarray) -> Walked | None
     ok, t, dt, number = ok[some], t[some], dt[some], number[some]
     donor = ok.argmax(1)
     t = np.where(ok, t, np.take_along_axis(t, donor[:, None], 1))
-    at = torch.from_numpy(some)
     number = np.array(np.broadcast_to(number, dt.shape))
+    at, t, dt, number, donor = beside(entry.end, some, t, dt, number, donor)
     coefficients = None if entry.coefficients is None else entry.coefficients[at]
-    clocks = torch.from_numpy(t), torch.from_numpy(dt), torch.from_numpy(number), torch.from_numpy(donor)
-    return Walked(*clocks, entry.end[at], entry.start[at], coefficients)
+    return Walked(t, dt, number, donor, entry.end[at], entry.start[at], coefficients)
 
 
 class _Function(torch.autograd.Function):

@@ -32,6 +32,7 @@ __all__ = [
     "Pulled",
     "Taken",
     "any_length",
+    "filled",
     "hold",
     "means",
     "opened",
@@ -84,7 +85,8 @@ def room(steps: int, device: torch.device) -> int:
     return max(16, 1 << (steps - 1).bit_length()) if replays(device) else max(2, steps)
 
 
-def _filled(x: Tensor, size: int) -> Tensor:
+def filled(x: Tensor, size: int) -> Tensor:
+    """Steps in so many slots; the others are never asked for."""
     return torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
 
 
@@ -111,7 +113,7 @@ class Taken(NamedTuple):
     def any_length(self) -> Taken:
         """The same for a program that serves any number of steps."""
         size = room(len(self.t), self.t.device)
-        taken = self.each(lambda x: x if len(x) == size else _filled(x, size))
+        taken = self.each(lambda x: x if len(x) == size else filled(x, size))
         taken.each(lambda x: any_length([x]))
         return taken
 

@@ -17,7 +17,7 @@ from dxdt.ops.tree import Layout
 from dxdt.solve.fallback import CannotCompile, warn_once
 from dxdt.solve.form import Form
 from dxdt.solve.functions import Functions
-from dxdt.solve.reverse_chunk import Holder, Made, any_length, means, opened
+from dxdt.solve.reverse_chunk import Holder, Made, any_length, filled, means, opened, room
 from dxdt.solve.solver import Solver
 
 __all__ = ["WalkProgram", "WalkShape", "Walked"]
@@ -48,7 +48,8 @@ class Walked(NamedTuple):
 
     def any_length(self) -> Walked:
         """The same for a program that serves any number of steps."""
-        parts = [x if x is None or len(x) > 1 else torch.cat([x, x]) for x in self]
+        size = room(len(self.t), self.t.device)
+        parts = [x if x is None or len(x) == size else filled(x, size) for x in self]
         any_length(parts)
         return Walked(*parts)  # pyright: ignore[reportArgumentType]
 
