@@ -168,9 +168,9 @@ def _walked(entry: Entry, number: np.ndarray, lost: np.ndarray) -> Walked | None
     donor = ok.argmax(1)
     t = np.where(ok, t, np.take_along_axis(t, donor[:, None], 1))
     number = np.array(np.broadcast_to(number, dt.shape))
-    at, t, dt, number, donor = beside(entry.end, some, t, dt, number, donor)
+    at, starts, lengths, numbers, donors = beside(entry.end, some, t, dt, number, donor)
     coefficients = None if entry.coefficients is None else entry.coefficients[at]
-    return Walked(t, dt, number, donor, entry.end[at], entry.start[at], coefficients)
+    return Walked(starts, lengths, numbers, donors, entry.end[at], entry.start[at], coefficients)
 
 
 class _Function(torch.autograd.Function):
