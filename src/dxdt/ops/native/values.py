@@ -34,7 +34,7 @@ def contiguous(shape: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(reversed(strides))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Buffer:
     """A place for one tensor.
 
@@ -150,7 +150,7 @@ Panels: TypeAlias = dict[tuple[View, int], View]
 """Matrices as products read them, by matrix and width."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Work:
     """What computes a buffer.
 
