@@ -127,7 +127,7 @@ class Multistep(Solver):
             return Step(new, None, (slope,), (state[0], slope))
         slopes, gaps = state[:-1], state[-1]
         length = torch.as_tensor(dt, device=gaps.device).reshape(-1, 1)
-        after = (slope, *slopes[:-1], torch.cat([length, gaps[:, :-1]], 1))
+        after = (slope, *slopes[:-1], torch.cat([length, gaps[:, :-1]], 1) if self.memory > 2 else length)
         return Step(new, None, after, (slopes[0], slope))
 
 
