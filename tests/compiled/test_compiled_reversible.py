@@ -121,8 +121,8 @@ def test_only_clocks_are_kept(traced, strict):
     while not hasattr(node, "task"):
         node = node.next_functions[0][0]
     forward = node.task.forward
-    held = [x for entry in forward.tape for x in leaves(entry) if isinstance(x, torch.Tensor)]
-    held += [c.cell_contents for draw in forward.noises for c in draw.__closure__ or ()]
+    held = [x for read in forward.tape for x in leaves(list(vars(read).values())) if isinstance(x, torch.Tensor)]
+    held += [c.cell_contents for read in forward.tape for c in read.noise.__closure__ or ()]
     size = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held if isinstance(x, torch.Tensor)}
     assert sol.stats.steps == steps and sum(size.values()) <= 24 * steps + 64
 

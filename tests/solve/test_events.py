@@ -714,3 +714,14 @@ def test_a_discontinuous_condition_is_located():
     """A jump of the condition is found like a root; its time has no derivative beyond that."""
     sol = solve_circle(Event(lambda t, y: torch.where(y[0] > 0.5, 1.0, -1.0)))
     assert sol.status is Status.EVENT and abs(sol.t1 - PI / 3) < 1e-7
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
+def test_an_event_at_the_end_of_the_span(per_sample):
+    """It is met once, reset, and the solve has arrived."""
+    y0 = torch.tensor([[1.0, 0.0]] if per_sample else [1.0, 0.0], dtype=D)
+    event = Event(lambda t, y: t - 1.0 + 0 * y[..., 0], reset=lambda t, y: y + 1)
+    sol = dxdt.solve(dxdt.ODE(circle), y0, (0.0, 1.0), event=event, controller=tight, per_sample=per_sample)
+    status = sol.status[0] if per_sample else sol.status
+    assert status is Status.SUCCESS and len(sol.events) == 1 and (sol.t1 == 1).all()
+    assert (sol.y1 - torch.tensor([1.0, 1.0]).double().cos() - 1).abs().flatten()[0] < 1e-7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from torch import Tensor
 from dxdt.ops.axes import leave_open
 from dxdt.solve.controller import Clip, Constant, Grid
 from dxdt.solve.fallback import CannotCompile
-from dxdt.solve.plan import Plan
+from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.reverse_chunk import room
 
 __all__ = ["Ahead", "redrawn"]
 
 # Normals of one run: bounded in memory.
 _NUMBERS = 1 << 22
-# Attempts of the first run of a solve with events.
-_FEW = 16
+# Attempts of the first run of a solve with events, and the fewest of a later one.
+_FEW, _FEWEST = 16, 2
 
 
 @dataclass
@@ -34,22 +35,26 @@ class Ahead:
             the loop.
         most: steps in a run.
         taken: steps before the present run.
-        first: attempts of the first run; each later one may make twice as many.
+        room: attempts of the next run of a solve with events: twice what was kept of the last, since what
+            an event strikes from the records was in vain.
+        attempts: of each row before the present run.
     """
 
     path: Any
     left: int | None
     most: int
     taken: int = 0
-    first: int | None = None
+    room: int | None = None
+    attempts: Tensor | int = 0
 
     @classmethod
     def of(cls, plan: Plan, dt: Any, slots: int) -> Ahead:
         """For a solve whose records have ``slots`` slots, 0 without records."""
-        path = plan.equation.noise
+        path, watch = plan.equation.noise, plan.watch
         if path is None or getattr(path, "ahead", None) is None:
-            # What an event strikes from the records was in vain: begin with few attempts.
-            return cls(path, None, slots, first=_FEW if plan.watch is not None else None)
+            return cls(path, None, slots, room=_FEW if watch is not None else None)
+        if watch is not None and watch.goes_on:
+            raise CannotCompile(f"events with a reset have no compiled form with {type(path).__name__}: use Brownian")
         numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
         most = max(2, _NUMBERS // max(1, numbers))
         return cls(path, _steps(plan, dt), min(most, slots) if slots else most)
@@ -58,14 +63,23 @@ class Ahead:
         """The path over the next run, and the attempts that one call may make, ``()``, or None for
         any number."""
         if self.left is None:
-            most = self.most if self.first is None else min(self.first, self.most)
-            self.first = None if self.first is None else 2 * most
+            most = self.most if self.room is None else min(self.room, self.most)
             return self.path, torch.tensor(most, device=device) if most else None
         steps = min(self.most, max(self.left, 2))
         drawn = self.path.ahead(self.taken, room(steps, device))
         self.left, self.taken = self.left - steps, self.taken + steps
         _any_length(drawn)
         return drawn, torch.tensor(steps, device=device)
+
+    def follow(self, carry: Carry) -> None:
+        """See what was kept of the last run."""
+        if self.room is None:
+            return
+        kept = carry.attempts - self.attempts
+        ran = kept[kept > 0].to(torch.float64)
+        if len(ran):
+            self.room = max(_FEWEST, 2 * ceil(float(ran.mean())))
+        self.attempts = carry.attempts.clone()
 
 
 def _any_length(drawn: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from dxdt.ops.clock import beside, from_host
 from dxdt.ops.replay import replays
-from dxdt.solve.compiled_event import Lookout, tied
+from dxdt.solve.compiled_event import Lookout, Met
 from dxdt.solve.engine import Chunk, Records, chunks
 from dxdt.solve.fallback import DRAWS, CannotCompile
 from dxdt.solve.form import Form, fields_of
@@ -26,7 +26,7 @@ from dxdt.solve.record import Recorder
 from dxdt.solve.save import SaveTimes, interpolate
 from dxdt.solve.untouched import untouched
 
-__all__ = ["Asked", "Forward", "check_field", "compilable", "run_compiled", "undone"]
+__all__ = ["Asked", "Forward", "Read", "check_field", "compilable", "joined", "run_compiled", "undone"]
 
 # Fields that were looked at, by what identifies them, and why they must run eager.
 _checked: dict[Any, str] = {}
@@ -43,8 +43,8 @@ def compilable(plan: Plan) -> None:
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     if stack is not None or forward_ad._current_level >= 0:
         raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
-    if plan.watch is not None and any(e.reset is not None for e in plan.watch.events):
-        raise CannotCompile("events with a reset have no compiled form yet")
+    if plan.watch is not None and plan.watch.goes_on and plan.solver.remembers:
+        raise CannotCompile(f"events with a reset have no compiled form with {type(plan.solver).__name__} yet")
     device = plan.equation.layout.device
     if device.type != "cpu" and not replays(device):
         raise CannotCompile(f"compiled loops run on the CPU and on CUDA, not on {device.type}")
@@ -121,13 +121,60 @@ class Asked(NamedTuple):
 
 
 @dataclass
+class Read:
+    """What was read from a chunk.
+
+    Attributes:
+        records, used: its records, where they are kept, and how many slots of them are used.
+        noise: the random path in it.
+        y: the state after it, of rows that met an event before any reset; None once it is handed over.
+        accepted: steps that each row had accepted before it.
+        since: those of them that it accepted before the present piece of its solution began.
+        met: events in it.
+        leap: how far jumps moved the clocks after each step, or None.
+        asked, values: what was asked of it, and the answers.
+        starts, coefficients: its part of the path.
+    """
+
+    records: Records | None
+    used: int
+    noise: Any
+    y: Tensor | None
+    accepted: np.ndarray
+    since: np.ndarray
+    met: Met | None
+    leap: Tensor | None = None
+    asked: Asked | None = None
+    values: Tensor | None = None
+    starts: Tensor | None = None
+    coefficients: Tensor | None = None
+
+    @property
+    def kept(self) -> Records:
+        """The used slots of the records."""
+        assert self.records is not None
+        return self.records.first(self.used)
+
+    def hand_over(self) -> None:
+        """Let go of answers that others hold."""
+        self.y = self.values = self.starts = self.coefficients = None
+
+
+def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """Answers of several chunks, None where there are none."""
+    some = [x for x in parts if x is not None]
+    return torch.cat(some) if some else None
+
+
+@dataclass
 class Forward:
     """Answers of a compiled solve, gathered chunk by chunk.
 
     Attributes:
-        tape: records of the chunks and how many slots of each are used, where starts are kept.
-        noises: the noise of each of them.
-        leaps: how far jumps moved the clocks after each step of each of them, where a solver remembers.
+        keep: whether records are kept, for a gradient.
+        tape: the chunks.
+        attempts: of each row so far.
+        jumps: numbers of the attempts after which some row crossed a jump of the field.
         lookout: looks for events, where there are some.
         lighter: leaves out of a chunk what need not be kept, or None.
     """
@@ -135,120 +182,113 @@ class Forward:
     plan: Plan
     recorder: Recorder
     keep: bool
-    values: list[Tensor] = field(default_factory=list)
-    starts: list[Tensor] = field(default_factory=list)
-    coefficients: list[Tensor] = field(default_factory=list)
-    tape: list[tuple[Records, int]] = field(default_factory=list)
-    noises: list[Any] = field(default_factory=list)
-    leaps: list[Tensor] = field(default_factory=list)
-    pairs: list[Asked] = field(default_factory=list)
+    tape: list[Read] = field(default_factory=list)
     carry: Carry | None = None
-    attempts: int = 0
-    jumps: int = 0
+    attempts: np.ndarray | int = 0
+    jumps: set[int] = field(default_factory=set)
     lookout: Lookout | None = None
     lighter: Callable[[Chunk], Chunk] | None = None
 
     def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
         """Solve; the outcome is not differentiable."""
         plan, f = self.plan, fields_of(self.plan.equation.equation)
-        t = np.atleast_1d(np.array(plan.span.t0))
-        accepted = np.zeros(len(t), dtype=np.int64)
+        accepted = np.zeros(y.shape[0], dtype=np.int64)
+        since = accepted
         records = self.keep or self.recorder.wants or plan.watch is not None or plan.controller.jumps
         if plan.watch is not None:
-            self.lookout = Lookout.at(plan.watch, self.recorder, plan.span.t0, y, plan.solver.degree)
+            self.lookout = Lookout.at(plan, y)
         states = self.keep and plan.solver.remembers and self.lighter is None
         for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded, states):
+            met = None
             if self.lookout is not None and chunk.used:
-                chunk = self.lookout.look(chunk)
+                chunk, met = self.lookout.look(chunk)
             if chunk.records is not None and chunk.used:
-                t, accepted = self._read(chunk, t, accepted)
-            self.attempts += chunk.used
-            self.carry = chunk.carry
+                self.tape.append(self._read(chunk, met, accepted, since))
+                accepted = chunk.carry.accepted.numpy().copy()
+                since = since if met is None else np.where(met.rows, accepted, since)
+            self.attempts, self.carry = chunk.carry.attempts.numpy().copy(), chunk.carry
         assert self.carry is not None
-        carry = _on_host(self.carry)
         self._count(y, dt)
-        values = torch.cat(self.values) if self.values else None
-        starts = torch.cat(self.starts) if self.starts else None
-        coefficients = torch.cat(self.coefficients) if self.coefficients else None
-        return Outcome(carry.y, values, starts, coefficients, None, None, carry)
+        carry = _on_host(self.carry)
+        starts, coefficients = (joined(x) for x in ((r.starts for r in self.tape), (r.coefficients for r in self.tape)))
+        values, times = joined(r.values for r in self.tape), [r.met for r in self.tape if r.met is not None]
+        events = torch.stack([torch.from_numpy(m.stop) for m in times]) if times else None
+        return Outcome(carry.y, values, starts, coefficients, events, None, carry)
 
     def _count(self, y: Tensor, dt: Any) -> None:
-        """Evaluations of the drift: of the starting rule, of the start, after jumps, of every attempt."""
+        """Evaluations of the drift: of the starting rule, of the start, after jumps and resets, of every attempt."""
         plan, meter = self.plan, self.plan.equation.meter
         assert self.carry is not None and meter is not None
         solver, state = plan.solver, self.carry.solver
         automatic = dt is None and plan.scale is not None
         rule = automatic * (2 - (solver.slope(state) is not None))
-        meter.evaluations += (1 + self.jumps) * solver.opening(state) + rule
-        done = 0
+        renewed = len(self.jumps) + (0 if self.lookout is None else len(self.lookout.renewed))
+        meter.evaluations += (1 + renewed) * solver.opening(state) + rule
+        done, attempts = 0, int(np.max(self.attempts))
         for rule, until in phases_of(plan):
-            taken = self.attempts if until is None else min(until, self.attempts)
+            taken = attempts if until is None else min(until, attempts)
             meter.evaluations += (taken - done) * rule.cost(state)
             done = taken
 
-    def _read(self, chunk: Chunk, t: np.ndarray, accepted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, chunk: Chunk, met: Met | None, accepted: np.ndarray, since: np.ndarray) -> Read:
         records, used, recorder = chunk.records, chunk.used, self.recorder
         assert records is not None
-        if self.keep:
-            kept = chunk if self.lighter is None else self.lighter(chunk)
-            assert kept.records is not None
-            self.tape.append((kept.records, used))
-            self.noises.append(kept.noise)
+        kept = chunk if self.lighter is None else self.lighter(chunk)
+        y = chunk.carry.y if met is None else met.arrive
+        read = Read(kept.records if self.keep else None, used, kept.noise, y, accepted, since, met)
+        if met is not None:
+            recorder.crossings.append(np.asarray(met.crossing.which))
         if not (recorder.wants or self.plan.controller.jumps):
-            return t, accepted
+            return read
         ok = records.dt[:used].numpy() != 0
         end = records.end[:used].numpy()
         if self.plan.controller.jumps:
-            following = np.concatenate([records.t[1:used].numpy(), chunk.carry.t[None].numpy()])
-            leap = np.where(ok, following - end, 0.0)
-            self.jumps += int((leap != 0).any(1).sum())
-            if records.states:
-                self.leaps.append(torch.from_numpy(leap))
+            read.leap = self._jumped(chunk, ok, end)
         if recorder.dense:
-            self._path(records, used, ok, end)
+            self._path(read, records, ok, end)
         if recorder.times is not None:
-            self._at_times(recorder.times, chunk, t, end, ok)
+            self._at_times(read, recorder.times, records, end, ok)
         elif recorder.every:
-            self._after_steps(chunk, accepted, end, ok)
-        return end[-1], accepted + ok.sum(0)
+            self._after_steps(read, records, end, ok)
+        return read
 
-    def _path(self, records: Records, used: int, ok: np.ndarray, end: np.ndarray) -> None:
+    def _jumped(self, chunk: Chunk, ok: np.ndarray, end: np.ndarray) -> Tensor:
+        """How far jumps moved the clocks after each step."""
+        assert chunk.records is not None
+        following = np.concatenate([chunk.records.t[1 : chunk.used].numpy(), chunk.carry.t[None].numpy()])
+        leap = np.where(ok, following - end, 0.0)
+        slot, row = np.nonzero(leap)
+        self.jumps.update((np.broadcast_to(self.attempts, ok.shape[1])[row] + slot).tolist())
+        return torch.from_numpy(leap)
+
+    def _path(self, read: Read, records: Records, ok: np.ndarray, end: np.ndarray) -> None:
         some = np.flatnonzero(ok.any(1))
         if not len(some):
             return
-        t, dt = records.t[:used].numpy(), records.dt[:used].numpy()
+        t, dt = records.t[: read.used].numpy(), records.dt[: read.used].numpy()
         self.recorder.starts += list(np.where(ok, t, end)[some])
         self.recorder.lengths += list(dt[some])
         self.recorder.ends += list(end[some].copy())
         index = beside(records.y, some)
         assert records.coefficients is not None
-        self.starts.append(records.y[index])
-        self.coefficients.append(records.coefficients[index])
+        read.starts, read.coefficients = records.y[index], records.coefficients[index]
 
-    def _ends(self, chunk: Chunk) -> Tensor:
-        """States after each attempt: where the next one starts."""
-        assert chunk.records is not None
-        return torch.cat([chunk.records.y[1 : chunk.used], chunk.carry.y[None]])
-
-    def _after_steps(self, chunk: Chunk, accepted: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
+    def _after_steps(self, read: Read, records: Records, end: np.ndarray, ok: np.ndarray) -> None:
         every = self.recorder.every
-        count = accepted + np.cumsum(ok, axis=0)
+        count = read.accepted + np.cumsum(ok, axis=0)
         slot, row = np.nonzero(ok & (count % every == 0))
         self._enter(count[slot, row] // every - 1, row, end[slot, row])
-        self.values.append(self._ends(chunk)[beside(chunk.carry.y, slot, row)])
-        self.pairs.append(Asked(slot, row, np.ones(len(slot)), slot * 0, True))
+        read.values = _ends(read, records)[beside(records.y, slot, row)]
+        read.asked = Asked(slot, row, np.ones(len(slot)), slot * 0, True)
 
-    def _at_times(self, times: SaveTimes, chunk: Chunk, t: np.ndarray, end: np.ndarray, ok: np.ndarray) -> None:
+    def _at_times(self, read: Read, times: SaveTimes, records: Records, end: np.ndarray, ok: np.ndarray) -> None:
         slot, row, index, wanted = _due(times, end, ok)
         if not len(slot):
-            self.pairs.append(Asked(slot, row, wanted, index, False))
             return
-        records = chunk.records
-        assert records is not None
         start, length = records.t.numpy()[slot, row], records.dt.numpy()[slot, row]
         whole = wanted == end[slot, row]
-        if chunk.cut is not None:
-            whole &= ~chunk.cut[slot, row]
+        if read.met is not None:
+            whole &= ~(read.met.rows[row] & (read.met.slot[row] == slot))
         theta = np.where(whole, 1.0, (wanted - start) / length)
         self._enter(index, row, wanted)
         at = beside(records.y, slot, row)
@@ -256,14 +296,20 @@ class Forward:
         if (theta < 1).any():
             assert records.coefficients is not None
             dense = records.coefficients[at[0], :, at[1]].movedim(1, 0)
-        y0, y1 = records.y[at], self._ends(chunk)[at]
-        self.values.append(interpolate(y0, y1, dense, from_host(theta, y0)))
-        self.pairs.append(Asked(slot, row, theta, index, False))
+        y0, y1 = records.y[at], _ends(read, records)[at]
+        read.values = interpolate(y0, y1, dense, from_host(theta, y0))
+        read.asked = Asked(slot, row, theta, index, False)
 
     def _enter(self, index: np.ndarray, row: np.ndarray, t: np.ndarray) -> None:
         self.recorder.index.append(index)
         self.recorder.row.append(row)
         self.recorder.t.append(t)
+
+
+def _ends(read: Read, records: Records) -> Tensor:
+    """States after each attempt: where the next one starts, if nothing is reset."""
+    assert read.y is not None
+    return torch.cat([records.y[1 : read.used], read.y[None]])
 
 
 def _due(times: SaveTimes, end: np.ndarray, ok: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -302,5 +348,4 @@ def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bo
         check_field(plan, y)
         forward = Forward(plan, recorder, keep=False)
         with torch.no_grad():
-            outcome = forward.run(y, dt, bounded)
-        return outcome if forward.lookout is None else tied(outcome, forward.lookout)
+            return forward.run(y, dt, bounded)

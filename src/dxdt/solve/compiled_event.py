@@ -1,60 +1,74 @@
 """Events of a compiled solve: looked for in the recorded steps, once for each chunk of them.
 
 Generated code walks on without looking. Afterwards the conditions are evaluated along the steps it
-recorded, all at once where they can be batched; a row that met an event is taken back to it, and
-what generated code did with that row later is struck from the records.
+recorded, all at once where they can be batched. A row that met an event is taken back to it: what
+generated code did with that row later is struck from the records, and its clocks, its controller and
+its solver are set as the eager loop sets them, so that the next chunk goes on from there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.clock import beside, from_host, to_host
-from dxdt.solve.engine import Chunk
-from dxdt.solve.event import Crossing, Event, Watch
-from dxdt.solve.gradient import Outcome
-from dxdt.solve.record import Recorder
-from dxdt.solve.save import polynomial
-from dxdt.solve.solution import Status
+from dxdt.ops.clock import beside, to_host
+from dxdt.solve.engine import Chunk, Records, clocks_of
+from dxdt.solve.event import Bracket, Crossing, Event, Signs, Track, bracket
+from dxdt.solve.fallback import CannotCompile
+from dxdt.solve.plan import Carry, Plan
+from dxdt.solve.solution import RUNNING, Status
 
-__all__ = ["Lookout", "Met", "tied"]
+__all__ = ["Lookout", "Met"]
 
-_EVENT = Status.EVENT.code
+_EVENT, _MAXED, _SUCCESS = Status.EVENT.code, Status.MAX_STEPS.code, Status.SUCCESS.code
 
 
-@dataclass(eq=False)
-class Met:
-    """The steps in which rows met an event, one a row; zeros for rows without.
+class Met(NamedTuple):
+    """Rows that met an event in a chunk, each in a step of its own.
+
+    The other rows stand where one that met an event does: they are evaluated with it, of which nothing
+    is wanted, and there a derivative is finite.
 
     Attributes:
-        rows, theta, which: as in ``Crossing``.
-        chunk, slot: which recorded step.
+        crossing: as ``Watch.find`` gives it.
+        slot: which recorded step.
         t, dt: where it began, and its length.
+        last: whether it was to end at t1.
+        stop: where every row stands after it.
         y, dense: its start ``(R, n)`` and coefficients ``(degree, R, n)``.
+        arrive: the state at the event, and that of the other rows after the chunk.
     """
 
-    rows: np.ndarray
-    theta: np.ndarray
-    which: np.ndarray
-    chunk: np.ndarray
+    crossing: Crossing
     slot: np.ndarray
     t: np.ndarray
     dt: np.ndarray
+    last: np.ndarray
+    stop: np.ndarray
     y: Tensor
     dense: Tensor
+    arrive: Tensor
 
-    @classmethod
-    def nowhere(cls, y: Tensor, degree: int) -> Met:
-        """No row has met an event."""
-        rows = y.shape[0]
-        none, zero = np.zeros(rows, dtype=np.int64), np.zeros(rows)
-        return cls(
-            none > 0, zero + 1, none - 1, none - 1, none.copy(), zero.copy(), zero + 1, y, y.new_zeros(degree, *y.shape)
-        )
+    @property
+    def rows(self) -> np.ndarray:
+        """Which rows met one."""
+        return self.crossing.rows
+
+    @property
+    def mask(self) -> Tensor:
+        """The same as a tensor beside the data."""
+        return beside(self.y, self.rows)[0]
+
+    @property
+    def steps(self) -> tuple[Tensor, ...]:
+        """Slots and rows of the steps that were cut, beside the data."""
+        row = np.flatnonzero(self.rows)
+        return beside(self.y, self.slot[row], row)
 
 
 @dataclass(eq=False)
@@ -62,131 +76,228 @@ class Lookout:
     """The events of a solve, looked for chunk by chunk.
 
     Attributes:
+        plan: of the solve.
         sides: sign of each condition after the last accepted step.
         attempts, accepted: counts of each row before the present chunk.
-        chunk: number of the present chunk.
         batched: whether the conditions can be evaluated at many steps at once.
-        ends: for each step with events, the rows that met one there and where every row stood.
+        renewed: numbers of the attempts after which the solver's memory of some row was renewed; in the
+            eager loop, where rows go side by side, each costs one evaluation.
     """
 
-    watch: Watch
-    recorder: Recorder
+    plan: Plan
     sides: tuple[np.ndarray, ...]
-    met: Met
     attempts: np.ndarray
     accepted: np.ndarray
-    chunk: int = 0
     batched: bool = True
-    ends: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    renewed: set[int] = field(default_factory=set)
 
     @classmethod
-    def at(cls, watch: Watch, recorder: Recorder, t0: np.ndarray, y: Tensor, degree: int) -> Lookout:
-        """Before the first step."""
-        count = np.zeros(y.shape[0], dtype=np.int64)
-        return cls(watch, recorder, watch.sides(t0, y), Met.nowhere(y, degree), count, count)
+    def at(cls, plan: Plan, y: Tensor) -> Lookout:
+        """Before the first step.
 
-    def look(self, chunk: Chunk) -> Chunk:
-        """The chunk with its rows stopped at their events, in the records and in the carry."""
-        records, used, carry = chunk.records, chunk.used, chunk.carry
-        assert records is not None and records.coefficients is not None
-        t, dt = records.t.numpy(), records.dt.numpy()
-        cut = np.zeros(dt[:used].shape, dtype=bool)
-        signs = self._signs(chunk)
-        ran = carry.attempts.numpy() - self.attempts
-        k = 0
-        while (k := self._next(signs, dt[:used] != 0, k)) < used:
-            ok, y, dense = dt[k] != 0, records.y[k], records.coefficients[k]
-            crossing, self.sides = self.watch.find(t[k], dt[k], ok, y, dense, self.sides)
-            if crossing is not None:
-                self._stop(chunk, k, crossing)
-                cut[k], ran = crossing.rows, np.where(crossing.rows, k + 1, ran)
-            k += 1
-        self.attempts, self.accepted = carry.attempts.numpy().copy(), carry.accepted.numpy().copy()
-        self.chunk += 1
-        return chunk._replace(used=min(used, int(ran.max())), cut=cut)
+        Raises:
+            CannotCompile: conditions or reset maps draw random numbers.
+        """
+        assert plan.watch is not None
+        count, random = np.zeros(y.shape[0], dtype=np.int64), torch.get_rng_state()
+        lookout = cls(plan, plan.watch.sides(plan.span.t0, y), count, count)
+        with torch.no_grad():
+            plan.watch.probe(plan.span.t0, y)
+        if not torch.equal(random, torch.get_rng_state()):
+            torch.set_rng_state(random)
+            raise CannotCompile("an event draws random numbers, others than it would draw in the eager loop")
+        return lookout
 
-    def _stop(self, chunk: Chunk, k: int, crossing: Crossing) -> None:
-        """End rows at step ``k`` and strike what they did later."""
-        records, carry = chunk.records, chunk.carry
-        assert records is not None and records.coefficients is not None
-        met, rows = self.met, np.asarray(crossing.rows)
-        (mask,) = beside(carry.y, rows)
-        t, dt, end = (x.numpy() for x in records[:3])
-        stop = np.where(rows, t[k] + crossing.theta * dt[k], end[k])
-        ok = dt[: k + 1] != 0
-        for name, value in (("theta", crossing.theta), ("which", crossing.which), ("chunk", self.chunk), ("slot", k)):
-            setattr(met, name, np.where(rows, value, getattr(met, name)))
-        met.t, met.dt, met.rows = np.where(rows, t[k], met.t), np.where(rows, dt[k], met.dt), met.rows | rows
-        wide = mask[:, None]
-        met.y, met.dense = (
-            torch.where(wide, a, b) for a, b in ((records.y[k], met.y), (records.coefficients[k], met.dense))
-        )
-        theta = from_host(np.asarray(crossing.theta), met.y)
-        arrive = records.y[k] + polynomial(records.coefficients[k], theta)
-        end[k] = stop
-        t[k + 1 :, rows], dt[k + 1 :, rows], end[k + 1 :, rows] = stop[rows], 0.0, stop[rows]
-        records.y[k + 1 :, mask] = arrive[mask]
-        records.coefficients[k + 1 :, :, mask] = 0
-        carry.y[mask] = arrive[mask]
-        mask = torch.from_numpy(rows)
-        carry.t[mask] = torch.from_numpy(stop)[mask]
-        carry.status[mask] = _EVENT
-        carry.attempts[mask] = torch.from_numpy(self.attempts + k + 1)[mask]
-        carry.accepted[mask] = torch.from_numpy(self.accepted + ok.sum(0))[mask]
-        self.recorder.crossings.append(np.asarray(crossing.which))
-        self.ends.append((rows, stop))
+    def look(self, chunk: Chunk) -> tuple[Chunk, Met | None]:
+        """The chunk with its rows taken back to their events, in the records and in the carry."""
+        carry = chunk.carry
+        met = self._met(chunk)
+        if met is not None:
+            self._take_back(chunk, met)
+        kept = to_host(carry.attempts).astype(np.int64) - self.attempts
+        self.attempts, self.accepted = self.attempts + kept, to_host(carry.accepted).astype(np.int64)
+        return chunk._replace(used=min(chunk.used, int(kept.max()))), met
 
-    def _next(self, signs: list[np.ndarray] | None, ok: np.ndarray, k: int) -> int:
-        """The first step from ``k`` on in which a condition may have changed its sign."""
-        if signs is None or k >= len(ok):
-            return k
-        moved = np.zeros(len(ok) - k, dtype=bool)
-        for sign, side in zip(signs, self.sides, strict=True):
-            moved |= (ok[k:] & ((sign[k:] != side) | (sign[k:] == 0)).any(1)).any(1)
-        return k + int(moved.argmax()) if moved.any() else len(ok)
+    def _met(self, chunk: Chunk) -> Met | None:
+        """The first event of each row."""
+        assert self.plan.watch is not None
+        signs, books, size = self._signs(chunk), _Books.of(chunk), len(self.attempts)
+        slot, rows = np.full(size, -1), np.zeros(size, dtype=bool)
+        found = [Bracket.nowhere(size)] * len(self.plan.watch.events)
+        while True:
+            following = self._next(signs, books.ok, np.where(rows, len(books.ok), slot))
+            some = following < len(books.ok)
+            if not some.any():
+                break
+            slot = np.where(some, following, slot)
+            new = self._brackets(books, np.where(some, slot, 0), some, signs)
+            found = [a.updated(b) for a, b in zip(found, new, strict=True)]
+            rows = rows | np.any([b.rows for b in new], axis=0)
+        return self._located(chunk, books, slot, found) if rows.any() else None
 
-    def _signs(self, chunk: Chunk) -> list[np.ndarray] | None:
-        """Signs of each condition inside all steps, ``(K, checks, R)``, or None if they are not batched."""
+    def _brackets(self, books: _Books, slot: np.ndarray, some: np.ndarray, signs: list[Signs] | None) -> list[Bracket]:
+        """Where the conditions change in the rows in ``some``, each in a step of its own; their sides follow."""
+        watch, row = self.plan.watch, np.arange(len(slot))
+        assert watch is not None
+        track = Track(watch, *books.gathered(slot, row))
+        with torch.no_grad():
+            if signs is None:
+                inside = [track.signs(event) for event in watch.events]
+            else:
+                inside = [Signs(x.values[:, slot, row], x.boolean) for x in signs]
+            before = (track.leaning(*x) for x in zip(watch.events, repeat(some), self.sides, inside, strict=False))
+            found = [bracket(e, s, some, x) for e, s, x in zip(watch.events, before, inside, strict=True)]
+        self.sides = tuple(np.where(some, new, old) for (_, new), old in zip(found, self.sides, strict=True))
+        return [b for b, _ in found]
+
+    def _located(self, chunk: Chunk, books: _Books, slot: np.ndarray, found: list[Bracket]) -> Met:
+        """The events themselves; other rows stand where one that met an event does."""
+        watch, carry = self.plan.watch, chunk.carry
+        assert watch is not None and chunk.records is not None
+        rows = np.any([b.rows for b in found], axis=0)
+        donor = np.where(rows, np.arange(len(rows)), np.flatnonzero(rows)[0])
+        slot = slot[donor]
+        t, dt, y, dense = books.gathered(slot, donor)
+        with torch.no_grad():
+            crossing, self.sides = watch.locate(Track(watch, t, dt, y, dense), found, self.sides)
+        assert crossing is not None
+        crossing = crossing._replace(theta=crossing.theta[donor])
+        end = to_host(chunk.records.end[: chunk.used])[slot, donor]
+        stop = np.where(rows, t + crossing.theta * dt, to_host(carry.t))
+        last = rows & (end == np.atleast_1d(self.plan.span.t1)[donor])
+        return Met(crossing, slot, t, dt, last, stop, y, dense, carry.y.clone())
+
+    def _take_back(self, chunk: Chunk, met: Met) -> None:
+        """Set rows to where their events leave them."""
+        plan, carry, rows = self.plan, chunk.carry, met.rows
+        watch, mask = plan.watch, met.mask
+        assert watch is not None and chunk.records is not None
+        with torch.no_grad():
+            _, arrive, leave = watch.meet(met.crossing, met.t, met.dt, met.y, met.dense)
+        met.arrive[mask] = arrive[mask]
+        ok = to_host(chunk.records.dt[: chunk.used]) != 0
+        accepted = self.accepted + ok.cumsum(0)[met.slot, np.arange(len(rows))]
+        _strike(chunk.records, chunk.used, met)
+        attempts = self.attempts + met.slot + 1
+        self._set_clocks(chunk, met, attempts)
+        for ticks, value in ((carry.t, met.stop), (carry.attempts, attempts), (carry.accepted, accepted)):
+            _set(ticks, rows, value)
+        carry.y[mask] = leave[mask]
+        self._renew(carry, met, attempts)
+
+    def _set_clocks(self, chunk: Chunk, met: Met, attempts: np.ndarray) -> None:
+        """Status, step and controller of rows that met an event, as ``loop._watched`` sets them."""
+        carry, rows, ends = chunk.carry, met.rows, met.crossing.ends
+        status = np.where(attempts >= self.plan.max_steps, _MAXED, RUNNING)
+        status = np.where(met.stop == self.plan.span.t1, _SUCCESS, status)
+        _set(carry.status, rows, np.where(ends, _EVENT, status))
+        records, row = chunk.records, np.arange(len(rows))
+        if records is None or records.clocks is None:
+            return
+        before = to_host(records.clocks[: chunk.used])
+        after = np.concatenate([before[1:], to_host(clocks_of(carry))[None]])[met.slot, :, row].T
+        before = before[met.slot, :, row].T
+        rest = met.t + met.dt - met.stop
+        goes = abs(rest) > 1e-12 * abs(met.dt)
+        clocks = np.where(goes, before, after)
+        clocks[0] = np.where(goes, rest, after[0])
+        for ticks, value in zip((carry.dt, *carry.control), clocks, strict=True):
+            _set(ticks, rows, value)
+
+    def _renew(self, carry: Carry, met: Met, attempts: np.ndarray) -> None:
+        """Solver state of rows that go on."""
+        goes = met.rows & ~met.crossing.ends
+        if not goes.any() or not carry.solver:
+            return
+        plan, meter = self.plan, self.plan.equation.meter
+        (rows,) = beside(carry.y, goes)
+        assert meter is not None
+        count = meter.evaluations
+        with torch.no_grad():
+            state = plan.solver.init(plan.equation, carry.t.to(carry.y.device), carry.y, plan.dense)
+        meter.evaluations = count
+        for old, new in zip(carry.solver, state, strict=True):
+            old[rows] = new[rows]
+        self.renewed.update(attempts[goes].tolist())
+
+    def _next(self, signs: list[Signs] | None, ok: np.ndarray, slot: np.ndarray) -> np.ndarray:
+        """For each row the first step behind ``slot`` in which a condition may have changed its sign."""
+        due = ok & (np.arange(len(ok))[:, None] > slot)
+        if signs is not None:
+            moved = np.zeros(ok.shape, dtype=bool)
+            for (sign, boolean), side in zip(signs, self.sides, strict=True):
+                # What is true ends a row whatever it was before.
+                moved |= (sign > 0 if boolean else (sign != side) | (sign == 0)).any(0)
+            due &= moved
+        return np.where(due.any(0), due.argmax(0), len(ok))
+
+    def _signs(self, chunk: Chunk) -> list[Signs] | None:
+        """Signs of each condition inside all steps, ``(checks, K, R)``, or None if they are not batched."""
         if not self.batched or not chunk.used:
             return None
+        assert self.plan.watch is not None
         try:
             with torch.no_grad():
-                return [self._sign(event, chunk) for event in self.watch.events]
+                return [self._sign(event, chunk) for event in self.plan.watch.events]
         except (RuntimeError, NotImplementedError):
             self.batched = False  # branches on values; they are looked at step by step
             return None
 
-    def _sign(self, event: Event, chunk: Chunk) -> np.ndarray:
-        records, used = chunk.records, chunk.used
-        assert records is not None and records.coefficients is not None
-        y, dense = records.y[:used], records.coefficients[:used]
-        *lower, top = dense.unbind(1)
-        values = []
-        for j in range(1, event.checks + 1):
-            theta, rise = j / event.checks, top
-            for c in reversed(lower):
-                rise = torch.add(c, rise, alpha=theta)
-            (time,) = beside(y, records.t[:used].numpy() + theta * records.dt[:used].numpy())
-            at = torch.vmap(lambda t, y: self.watch._value(event, self.watch._time(t, y), y))
-            values.append(at(time, y + theta * rise))
-        value = torch.stack(values, 1)
+    def _sign(self, event: Event, chunk: Chunk) -> Signs:
+        records, used, watch = chunk.records, chunk.used, self.plan.watch
+        assert watch is not None and records is not None and records.coefficients is not None
+        *lower, top = records.coefficients[:used].unbind(1)
+        theta = torch.arange(1, event.checks + 1, dtype=torch.float64, device=top.device) / event.checks
+        place, rise = theta.to(top.dtype)[:, None, None, None], top
+        for c in reversed(lower):
+            rise = torch.addcmul(c, place, rise)
+        t, dt = (x[:used].to(top.device) for x in (records.t, records.dt))
+        times = t + theta[:, None, None] * dt
+        states = torch.addcmul(records.y[:used], place, rise)
+        at = torch.vmap(lambda t, y: watch._value(event, watch._time(t, y), y))
+        value = at(times.flatten(0, 1), states.flatten(0, 1)).reshape(event.checks, used, -1)
         if value.dtype is torch.bool:
-            # What is true ends a row whatever it was before: zero marks it.
-            return np.where(to_host(value[:, -1:]) > 0, 0.0, -1.0)
-        return np.sign(to_host(value))
+            return Signs(to_host(value[-1:]) * 2 - 1, True)
+        return Signs(np.sign(to_host(value)), False)
 
 
-def tied(outcome: Outcome, lookout: Lookout, steps: tuple[Tensor, Tensor] | None = None) -> Outcome:
-    """The outcome with its events, differentiable in the conditions and in ``steps``: the starts
-    ``(R, n)`` and coefficients ``(degree, R, n)`` of the steps in which they lie."""
-    met = lookout.met
-    if not lookout.ends:
-        return outcome
-    crossing = Crossing(met.rows, met.theta, met.which, met.rows)
-    time, arrive, _ = lookout.watch.meet(crossing, met.t, met.dt, *((met.y, met.dense) if steps is None else steps))
-    device = outcome.y.device
-    times = [
-        torch.where(*(torch.as_tensor(x, device=device) for x in (rows, time, stop))) for rows, stop in lookout.ends
-    ]
-    y = torch.where(torch.as_tensor(met.rows, device=device)[:, None], arrive, outcome.y)
-    return outcome._replace(y=y, times=torch.stack(times), origin=time)
+class _Books(NamedTuple):
+    """The records of a chunk as events see them: clocks on the host."""
+
+    t: np.ndarray
+    dt: np.ndarray
+    ok: np.ndarray
+    records: Records
+
+    @classmethod
+    def of(cls, chunk: Chunk) -> _Books:
+        assert chunk.records is not None
+        t, dt = (to_host(x[: chunk.used]) for x in chunk.records[:2])
+        return cls(t, dt, dt != 0, chunk.records)
+
+    def gathered(self, slot: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor]:
+        """Start, length, state and coefficients of a step for each row."""
+        records = self.records
+        assert records.coefficients is not None
+        at = beside(records.y, slot, row)
+        dense = records.coefficients[at[0], :, at[1]].movedim(1, 0)
+        return self.t[slot, row], self.dt[slot, row], records.y[at], dense
+
+
+def _strike(records: Records, used: int, met: Met) -> None:
+    """Remove what was recorded of rows after their events: they stand still there."""
+    row = np.flatnonzero(met.rows)
+    records.end.numpy()[met.slot[row], row] = met.stop[row]
+    later = np.arange(used)[:, None] > np.where(met.rows, met.slot, used)
+    for clock in (records.t, records.end):
+        clock.numpy()[:used] = np.where(later, met.stop, clock.numpy()[:used])
+    records.dt.numpy()[:used][later] = 0.0
+    at, row = beside(records.y, *np.nonzero(later))
+    records.y[at, row] = met.arrive[row]
+    assert records.coefficients is not None
+    records.coefficients[at, :, row] = 0
+
+
+def _set(ticks: Tensor, rows: np.ndarray, value: np.ndarray) -> None:
+    """Write clocks of some rows."""
+    ticks.numpy()[rows] = value[rows]

@@ -7,7 +7,7 @@ program per chunk forms each step again and pulls them through it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -18,15 +18,16 @@ from torch import Tensor
 from dxdt.ops.clock import beside, from_host, placed
 from dxdt.ops.tree import tree_map
 from dxdt.solve.captured import captured, lost
-from dxdt.solve.compiled import Asked, Forward, check_field, compilable, undone
-from dxdt.solve.compiled_event import Met, tied
+from dxdt.solve.compiled import Asked, Forward, Read, check_field, compilable, undone
+from dxdt.solve.compiled_event import Met
+from dxdt.solve.compiled_pieces import Piece, chained, pieces
 from dxdt.solve.engine import Program, Records, prepare
 from dxdt.solve.fallback import CannotCompile
 from dxdt.solve.form import fields_of
 from dxdt.solve.gradient import Gradient, Inputs, Outcome
 from dxdt.solve.identity import identified
 from dxdt.solve.memories import Memories
-from dxdt.solve.plan import Plan
+from dxdt.solve.plan import Carry, Plan
 from dxdt.solve.reads import reads
 from dxdt.solve.record import Recorder
 from dxdt.solve.reverse_chunk import Holder, Pulled, Taken, hold
@@ -47,30 +48,16 @@ def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, r
     """
     with undone(plan, recorder):
         compilable(plan)
-        _look_at_events(plan, inputs, recorder)
+        if plan.solver.remembers and plan.watch is not None:
+            raise CannotCompile(f"gradients of events through {type(plan.solver).__name__} have no compiled form yet")
         check_field(plan, inputs.y)
-        look(plan, inputs, gradient, once=True)
+        # What events depend on is differentiated in the graph around the programs.
+        look(replace(plan, watch=None), inputs, gradient, once=True)
         task = _Task(plan, inputs, dt, recorder)
-        with reads() as read:
-            y, values, starts, coefficients, *met = _Function.apply(task, *inputs.tensors())
+        with reads() as read, torch.no_grad():
+            carry = task.solve()
         _look_at_reads(plan, inputs, read, gradient)
-    assert task.forward is not None and task.forward.carry is not None
-    outcome = Outcome(y, values, starts, coefficients, None, None, task.outcome.carry)
-    return tied(outcome, task.forward.lookout, (met[0], met[1])) if task.forward.lookout is not None else outcome
-
-
-def _look_at_events(plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
-    """Refuse what of the derivatives of events has no compiled form.
-
-    Raises:
-        CannotCompile: they are wanted with those of times, or of values after every step.
-    """
-    if plan.watch is None:
-        return
-    if recorder.every or inputs.ends is not None or inputs.moments is not None:
-        raise CannotCompile(
-            "with events, derivatives for times and those of values after every step have no compiled form yet"
-        )
+    return chained(plan, inputs, task.pieces, task.node, carry)
 
 
 def look(plan: Plan, inputs: Inputs, gradient: Gradient | None, once: bool = False) -> None:
@@ -83,7 +70,7 @@ def look(plan: Plan, inputs: Inputs, gradient: Gradient | None, once: bool = Fal
         ValueError: it does, but such a rule was asked for.
     """
     key = identified(plan), plan.equation.layout
-    if once and key in _looked and plan.watch is None:
+    if once and key in _looked:
         return
     meter = plan.equation.meter
     assert meter is not None
@@ -124,8 +111,7 @@ class _Task:
     inputs: Inputs
     dt: Any
     recorder: Recorder
-    forward: Forward | None = None
-    outcome: Any = None
+    pieces: list[Piece] = field(default_factory=list)
     program: Program | None = None
     holder: Holder = field(init=False)
     names: tuple[str, ...] = field(init=False)
@@ -137,39 +123,41 @@ class _Task:
         times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
         self.shared = inputs.tensors()[1 + times :]
 
-    def solve(self) -> tuple[Tensor | None, ...]:
+    def solve(self) -> Carry:
+        """Solve, without a gradient; the final carry."""
         plan, y = self.plan, self.inputs.y.detach()
         self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
         if plan.equation.args:
             # Detached, so that what the program reads tells an argument from the same tensor held by the field.
             plan = replace(plan, equation=replace(plan.equation, args=detached(plan.equation.args)))
-        self.forward = Forward(plan, self.recorder, keep=True)
-        outcome = self.forward.run(y, self.dt)
-        # Detached, because the outputs hold this task through their graph: a cycle would leak.
-        self.outcome = outcome._replace(y=None, values=None, starts=None, coefficients=None)
-        self.outcome = self.outcome._replace(carry=outcome.carry._replace(y=outcome.y.detach()))
-        outputs = outcome.y, outcome.values, outcome.starts, outcome.coefficients
-        lookout = self.forward.lookout
-        return outputs if lookout is None else (*outputs, lookout.met.y.clone(), lookout.met.dense.clone())
+        forward = Forward(plan, self.recorder, keep=True)
+        carry = forward.run(y, self.dt).carry
+        self.pieces = pieces(forward.tape, carry.y)
+        return carry
 
-    def pull(self, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-        """Cotangents of the inputs from those of the outputs."""
-        forward, program = self.forward, self.program
-        assert forward is not None and program is not None
+    def node(self, number: int, y: Tensor, origin: Tensor | None, end: Tensor | None) -> tuple[Tensor | None, ...]:
+        """A piece in the graph."""
+        return _Function.apply(self, number, y, origin, end, self.inputs.moments, *self.shared)
+
+    def pull(self, number: int, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+        """Cotangents of the inputs of a piece from those of its outputs."""
+        program, piece = self.program, self.pieces[number]
+        assert program is not None
         args = detached(self.plan.equation.args)
         shared = tuple(x.detach() for x in saved[len(saved) - len(self.shared) :])
         gy = given[0] if given[0] is not None else torch.zeros_like(self.inputs.y)
         totals = tuple(torch.zeros_like(x) for x in shared)
-        times = TimeCotangents.of(self.inputs, self.plan, forward.tape)
-        memories = Memories.of(self.plan, self.inputs.y, forward) if program.shape.states else None
-        for entry in entries(forward, given, times, exact=self.inputs.moments is None):
-            taken = entry.taken()
-            if not len(taken.t) and memories is None:
+        times = TimeCotangents.of(self.inputs, self.plan)
+        memories = Memories.of(self.plan, self.inputs.y, piece.reads) if program.shape.states else None
+        noisy = self.plan.equation.noise is not None
+        for entry in entries(piece.reads, given, times, exact=self.inputs.moments is None, numbered=noisy):
+            taken, kept = entry.taken(), entry.kept()
+            if not len(kept) and memories is None:
                 continue
-            clocks = None if times is None else times.masks(entry.kept())
+            clocks = None if times is None else times.masks(kept)
             # The place of the last step is an input, and the number of steps a size that may
             # change: a solve of another length runs the same program.
-            (last,), taken = beside(gy, np.array(len(taken.t) - 1)), taken.any_length()
+            (last,), taken = beside(gy, np.array(len(kept) - 1)), taken.any_length()
             memory = None if memories is None else memories.turn()
             pulled = Pulled(
                 self.holder, args, self.names, shared, taken, last, gy.contiguous(), totals, clocks, entry.noise, memory
@@ -182,13 +170,17 @@ class _Task:
                 times.enter(*found.ends)
         return [
             gy,
-            *(() if times is None else times.found()),
+            *_for(saved[1:4], (None, None, None) if times is None else times.found()),
             *(g if x.requires_grad else None for g, x in zip(totals, self.shared, strict=True)),
         ]
 
 
 def entries(
-    forward: Forward, given: tuple[Tensor | None, ...], times: TimeCotangents | None, exact: bool
+    tape: Sequence[Read],
+    given: tuple[Tensor | None, ...],
+    times: TimeCotangents | None,
+    exact: bool,
+    numbered: bool,
 ) -> Iterator[Entry]:
     """The steps of each chunk from last to first, with the cotangents that enter there.
 
@@ -197,23 +189,20 @@ def entries(
     gvalues, gstarts, gcoefficients = given[1:4]
     used = 0 if gvalues is None else len(gvalues)
     level = 0 if gcoefficients is None else len(gcoefficients)
-    asked = forward.pairs or [None] * len(forward.tape)
-    indices = _indices(forward.tape) if forward.plan.equation.noise is not None else [None] * len(asked)
-    chunks = zip(forward.tape, asked, indices, forward.noises, strict=True)
-    for number, ((records, count), pairs, index, noise) in reversed(list(enumerate(chunks))):
-        entry = Entry.of(records, count, index, noise, forward.leaps[number] if forward.leaps else None)
-        if forward.lookout is not None:
-            entry.met(forward.lookout.met, number, *given[4:])
+    for read in reversed(tape):
+        entry = Entry.of(read, numbered)
+        if read.met is not None:
+            entry.met(read.met, *given[4:])
         if times is not None:
-            times.turn(records, count)
-        if pairs is not None and gvalues is not None:
-            g = gvalues[used - len(pairs.slot) : used]
-            used -= len(pairs.slot)
+            times.turn(read)
+        if read.asked is not None and gvalues is not None:
+            g = gvalues[used - len(read.asked.slot) : used]
+            used -= len(read.asked.slot)
             if times is not None:
-                times.answer(pairs, g)
-            entry.answer(pairs, g, exact=exact)
+                times.answer(read.asked, g)
+            entry.answer(read.asked, g, exact=exact)
         if gcoefficients is not None:
-            some = np.flatnonzero((records.dt[:count].numpy() != 0).any(1))
+            some = np.flatnonzero((read.kept.dt.numpy() != 0).any(1))
             mine = slice(level - len(some), level)
             entry.path(some, gcoefficients[mine], None if gstarts is None else gstarts[mine])
             level -= len(some)
@@ -225,7 +214,6 @@ class Entry:
     """Cotangents that enter at the steps of a chunk, whose numbers are ``index``, and its noise."""
 
     records: Records
-    count: int
     end: Tensor
     start: Tensor
     coefficients: Tensor | None
@@ -234,19 +222,13 @@ class Entry:
     leap: Tensor | None
 
     @classmethod
-    def of(cls, records: Records, count: int, index: Tensor | None, noise: Any, leap: Tensor | None) -> Entry:
-        y = records.y[:count]
-        held = records.coefficients
-        return cls(
-            records,
-            count,
-            torch.zeros_like(y),
-            torch.zeros_like(y),
-            None if held is None else torch.zeros_like(held[:count]),
-            index,
-            noise,
-            leap,
-        )
+    def of(cls, read: Read, numbered: bool) -> Entry:
+        """Without cotangents."""
+        records = read.kept
+        y, held = records.y, records.coefficients
+        zeros = torch.zeros_like(y), torch.zeros_like(y), None if held is None else torch.zeros_like(held)
+        leap = read.leap if records.states else None
+        return cls(records, *zeros, _indices(read) if numbered else None, read.noise, leap)
 
     def answer(self, asked: Asked, g: Tensor, exact: bool) -> None:
         """Saved values: at the end of a step, or inside it (all of them, if not ``exact``)."""
@@ -263,10 +245,9 @@ class Entry:
         for j in range(self.coefficients.shape[1]):
             self.coefficients[:, j].index_put_(at(inside), g * place ** (j + 1), accumulate=True)
 
-    def met(self, met: Met, number: int, start: Tensor | None, coefficients: Tensor | None) -> None:
-        """Steps of this chunk that an event cut short."""
-        row = np.flatnonzero(met.rows & (met.chunk == number))
-        at = beside(self.end, met.slot[row], row)
+    def met(self, met: Met, start: Tensor | None, coefficients: Tensor | None) -> None:
+        """Steps that an event cut short."""
+        at = met.steps
         if start is not None:
             self.start.index_put_(at, start[at[1]], accumulate=True)
         if coefficients is not None:
@@ -283,17 +264,16 @@ class Entry:
 
     def kept(self) -> np.ndarray:
         """The attempts that some row accepted."""
-        return np.flatnonzero((self.records.dt[: self.count].numpy() != 0).any(1))
+        return np.flatnonzero((self.records.dt.numpy() != 0).any(1))
 
     def taken(self) -> Taken:
         """The chunk without attempts that nobody accepted.
 
         Idle rows stand where a derivative is harmless.
         """
-        records, count = self.records, self.count
-        t, dt, y = (x[:count] for x in (records.t, records.dt, records.y))
-        states = tuple(x[:count] for x in records.states)
-        taken = Taken(t, dt, y, self.end, self.start, self.coefficients, self.index, states, self.leap)
+        records = self.records
+        t, dt, y = records.t, records.dt, records.y
+        taken = Taken(t, dt, y, self.end, self.start, self.coefficients, self.index, records.states, self.leap)
         ok = dt.numpy() != 0
         if not ok.all():
             some = np.flatnonzero(ok.any(1))
@@ -309,15 +289,10 @@ class Entry:
         return taken.each(lambda x: x.contiguous())
 
 
-def _indices(tape: list[tuple[Records, int]]) -> list[Tensor]:
-    """Accepted steps before each attempt of each chunk, ``(K, R)``: the names of its noise."""
-    before, found = np.zeros(1, dtype=np.int64), list[Tensor]()
-    for records, count in tape:
-        ok = records.dt[:count].numpy() != 0
-        after = before + np.cumsum(ok, axis=0)
-        found.append(torch.from_numpy(after - ok))
-        before = after[-1] if count else before
-    return found
+def _indices(read: Read) -> Tensor:
+    """Accepted steps before each attempt of a chunk, ``(K, R)``: the names of its noise."""
+    ok = read.kept.dt.numpy() != 0
+    return torch.from_numpy(read.accepted + np.cumsum(ok, axis=0) - ok)
 
 
 def _harmless(ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -334,27 +309,32 @@ def _harmless(ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slot, row
 
 
+def _for(inputs: Iterable[Tensor | None], found: Iterable[Tensor | None]) -> Iterator[Tensor | None]:
+    """Cotangents of the inputs that there are."""
+    return (None if x is None else g for x, g in zip(inputs, found, strict=True))
+
+
 def detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Arguments without their graphs."""
     return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, args) if args else ()
 
 
 class _Function(torch.autograd.Function):
-    """The solve as one node of the graph."""
+    """A piece of the solve as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, *tensors: Tensor) -> Any:
-        ctx.task = task
+    def forward(ctx: Any, task: _Task, number: int, *tensors: Tensor) -> Any:
+        ctx.task, ctx.number = task, number
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return task.solve()
+        return task.pieces[number].outputs()
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
         with torch.no_grad():
-            pulled = ctx.task.pull(saved, given)
-        return (None, *first_only(pulled, *saved, *given))
+            pulled = ctx.task.pull(ctx.number, saved, given)
+        return (None, None, *first_only(pulled, *saved, *given))
 
 
 def first_only(pulled: list[Tensor | None], *of: Tensor | None) -> list[Tensor | None]:

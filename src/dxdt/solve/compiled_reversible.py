@@ -84,6 +84,8 @@ class _Task:
 
     def solve(self) -> tuple[Tensor | None, ...]:
         outcome = self.forward.run(self.inputs.y.detach(), self.dt)
+        for read in self.forward.tape:
+            read.hand_over()
         # Detached, because the outputs hold this task through their graph: a cycle would leak.
         carry = outcome.carry._replace(y=outcome.y.detach())
         self.outcome = outcome._replace(values=None, starts=None, coefficients=None, carry=carry, y=carry.y)
@@ -101,9 +103,8 @@ class _Task:
             cots = (given[0].contiguous(), *cots[1:])
         totals = tuple([torch.zeros_like(x) for x in shared])
         fixed = self.holder, detached(self.plan.equation.args), self.names, shared
-        numbers = _numbers(self.forward)
-        for entry in entries(self.forward, given, None, exact=True):
-            steps, noise = _walked(entry, numbers.pop(), lost), entry.noise
+        for entry in entries(self.forward.tape, given, None, exact=True, numbered=True):
+            steps, noise = _walked(entry, lost), entry.noise
             if steps is None:
                 continue
             (last,), drawn = beside(steps.t, np.array(len(steps.t) - 1)), None if noise is None else noise()
@@ -145,20 +146,10 @@ class _Task:
         return cots[0] if pulled[0] is None else cots[0] + pulled[0], found
 
 
-def _numbers(forward: Forward) -> list[np.ndarray]:
-    """Accepted steps before each attempt of each chunk, ``(K, R)``."""
-    before, found = np.zeros(1, dtype=np.int64), list[np.ndarray]()
-    for records, count in forward.tape:
-        ok = records.dt[:count].numpy() != 0
-        after = before + np.cumsum(ok, axis=0)
-        found.append(after - ok)
-        before = after[-1] if count else before
-    return found
-
-
-def _walked(entry: Entry, number: np.ndarray, lost: np.ndarray) -> Walked | None:
+def _walked(entry: Entry, lost: np.ndarray) -> Walked | None:
     """The steps of a chunk that some row accepted, lost rows idle; None where there are none."""
-    t, dt = (x[: entry.count].numpy() for x in entry.records[:2])
+    assert entry.index is not None
+    t, dt, number = entry.records.t.numpy(), entry.records.dt.numpy(), entry.index.numpy()
     dt = np.where(lost, 0.0, dt)
     ok = dt != 0
     some = np.flatnonzero(ok.any(1))

@@ -51,9 +51,14 @@ def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorde
 def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
     if gradient is not None and gradient.shows:
         raise CannotCompile("callbacks that see every step have no compiled form")
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors()):
+    if torch.is_grad_enabled() and (any(x.requires_grad for x in inputs.tensors()) or _events_differ(plan, inputs)):
         return _differentiable(gradient, plan, inputs, dt, recorder)
     return run_compiled(plan, inputs.y, dt, recorder)
+
+
+def _events_differ(plan: Plan, inputs: Inputs) -> bool:
+    """Whether events depend on something of their own that requires a gradient."""
+    return plan.watch is not None and any(x.requires_grad for x in plan.watch.probe(plan.span.t0, inputs.y))
 
 
 @singledispatch

@@ -34,7 +34,7 @@ from dxdt.solve.functions import Functions
 from dxdt.solve.given import Inputs, inputs_of, tables, tensor
 from dxdt.solve.identity import identified
 from dxdt.solve.loop import advance
-from dxdt.solve.phases import kinds_of, renews
+from dxdt.solve.phases import Kinds, kinds_of, renews
 from dxdt.solve.plan import Carry, Plan, pack, unpack
 from dxdt.solve.records import Records
 from dxdt.solve.reverse_chunk import Pulled, reverse
@@ -51,6 +51,7 @@ __all__ = [
     "Records",
     "Shape",
     "chunks",
+    "clocks_of",
     "first_step",
     "prepare",
     "program",
@@ -74,6 +75,7 @@ class Shape:
         starts: whether starts of accepted steps are recorded.
         dense: whether their interpolation coefficients are.
         given: whether the first step is given.
+        recalls: whether the clocks before each attempt are recorded, for events that may take rows back.
         slots: attempts before the loop comes back, 0 for no limit.
         batch: how the batch is an input, in which case ``layout`` is that of a batch of two; None where
             it is that of the layout.
@@ -90,6 +92,7 @@ class Shape:
     starts: bool
     dense: bool
     given: bool
+    recalls: bool
     slots: int
     batch: Batch | None = None
     renews: bool = False
@@ -122,7 +125,7 @@ class Shape:
         x = Inputs(rows(x.t0), rows(x.t1), table, atol, rtol, x.limit, x.room, x.noise)
         if records is not None:
             t, dt, end, y = (rows(v, 1) for v in records[:4])
-            records = Records(t, dt, end, y, rows(records.coefficients, 2))
+            records = Records(t, dt, end, y, rows(records.coefficients, 2), (), rows(records.clocks, 2))
         return batch.args(args), *tree_map(rows, given), x, records
 
     def layout_of(self, y: Tensor) -> Layout:
@@ -138,13 +141,12 @@ class Shape:
 
 class Chunk(NamedTuple):
     """What one call did: the carry, its clocks on the host, how many slots it filled, the records, and the
-    noise; ``cut`` tells which steps an event cut short, ``(K, R)``, once that was looked for."""
+    noise."""
 
     carry: Carry
     used: int
     records: Records | None
     noise: Any
-    cut: Any = None
 
 
 @dataclass(eq=False)
@@ -227,7 +229,8 @@ class Program:
             return going if room is None else going & (it < room)
 
         def body(it: Tensor, *packed: Tensor) -> tuple[Tensor, ...]:
-            after, attempt, _ = advance(plan, unpack(packed, sizes))
+            before = unpack(packed, sizes)
+            after, attempt, _ = advance(plan, before)
             if records is not None:
                 at = attempt.at
                 _put(records.t, it, at.t)
@@ -238,6 +241,8 @@ class Program:
                     _put(records.coefficients, it, solver.dense(attempt.step, at.dt, at.y))
                 for place, state in zip(records.states, at.solver, strict=False):
                     _put(place, it, state)
+                if records.clocks is not None:
+                    _put(records.clocks, it, clocks_of(before))
             return (it + 1, *pack(after))
 
         return while_loop(keeps, body, packed)
@@ -281,6 +286,11 @@ class Program:
 def _put(record: Tensor, slot: Tensor, value: Tensor) -> None:
     # The same shape, but that says to a compiler that an open batch is as long in both.
     record.index_put_((slot,), value.reshape(record.shape[1:]))
+
+
+def clocks_of(carry: Carry) -> Tensor:
+    """The step and the controller's state, ``(1 + state_size, R)``."""
+    return torch.stack([x.to(torch.float64) for x in (carry.dt, *carry.control)])
 
 
 class _Programs:
@@ -346,6 +356,7 @@ def prepare(
         starts,
         plan.dense,
         dt is not None,
+        plan.watch is not None and plan.watch.goes_on,
         slots,
         renews=renews(plan),
         states=states,
@@ -386,19 +397,54 @@ def chunks(
     ahead = Ahead.of(plan, dt, slots)
     x = inputs_of(plan, table, y)
     step = None if dt is None else tensor(dt, y)
-    name, given, kinds = "first", (y, step), kinds_of(plan, y) if states else ()
+    buffers = _Buffers(shape, y, starts or plan.dense, kinds_of(plan, y) if states else ())
+    name, given = "first", (y, step)
     while True:
         noise, room = ahead.run(y.device)
-        records = Records.empty(slots, _degree(plan), y, kinds) if starts or plan.dense else None
+        records = buffers.records()
         inputs = shape.opened(layout, args, given, x._replace(noise=noise, room=room), records)
         out = program.call(name, f, *inputs)
         carry = unpack(out[1:], (len(out) - 7 - size, size))
         (it,), carry = on_host(carry, out[0])
         used = int(it)
+        records = buffers.kept(records, used)
         if records is not None:
             t, dt, end = hosted([x[:used] for x in records[:3]])
             records = records._replace(t=t, dt=dt, end=end)
         yield Chunk(carry, used, records, noise)
         if not (carry.status.numpy() == RUNNING).any():
             return
+        ahead.follow(carry)
         name, given = "more", (beside_data(carry),)
+
+
+@dataclass
+class _Buffers:
+    """What programs write their records into.
+
+    Runs of a solve with events are short: they share one set of buffers, and what they used is copied.
+    """
+
+    shape: Shape
+    y: Tensor
+    recorded: bool
+    kinds: Kinds
+    shared: Records | None = None
+
+    def records(self) -> Records | None:
+        """Buffers for one call."""
+        if not self.recorded:
+            return None
+        if self.shared is not None:
+            return self.shared
+        shape = self.shape
+        clocks = 1 + shape.controller.state_size if shape.recalls else 0
+        made = Records.empty(shape.slots, shape.solver.degree if shape.dense else 0, self.y, self.kinds, clocks)
+        self.shared = made if shape.recalls else None
+        return made
+
+    def kept(self, records: Records | None, used: int) -> Records | None:
+        """The records of a call that used so many slots."""
+        if records is None or self.shared is None:
+            return records
+        return records.first(used).each(torch.clone)

@@ -13,7 +13,7 @@ y+ = r(t*, y*); without one the sample ends there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -27,7 +27,7 @@ from dxdt.ops.tree import Tree, leaves
 from dxdt.solve.equation import Rows
 from dxdt.solve.save import polynomial
 
-__all__ = ["Crossing", "Event", "SteadyState", "Watch"]
+__all__ = ["Bracket", "Crossing", "Event", "Signs", "SteadyState", "Track", "Watch", "bracket"]
 
 _ROUNDS = 80
 
@@ -89,6 +89,46 @@ def _size(tree: Tree, batch: int) -> Tensor:
     return (squares / sum(x.shape[-1] for x in flat)).sqrt()  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class Signs(NamedTuple):
+    """What a condition is at the points of a step at which it is looked at.
+
+    Attributes:
+        values: signs ``(checks, R)``, or of a boolean -1 (false) and 1 (true) at the end alone, ``(1, R)``.
+        boolean: whether it is one.
+    """
+
+    values: np.ndarray
+    boolean: bool
+
+
+class Bracket(NamedTuple):
+    """Between which points of a step a condition changes its sign first.
+
+    Attributes:
+        rows: rows in which it does.
+        low, high: the points, in [0, 1].
+        side: sign before.
+        exact: whether ``high`` is the event itself.
+    """
+
+    rows: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    side: np.ndarray
+    exact: bool = False
+
+    @classmethod
+    def nowhere(cls, rows: int) -> Bracket:
+        """No row changes it."""
+        zero = np.zeros(rows)
+        return cls(zero > 0, zero, zero + 1, zero)
+
+    def updated(self, new: Bracket) -> Bracket:
+        """``new`` for the rows in which it found a change."""
+        merged = (np.where(new.rows, a, b) for a, b in zip(new[:4], self[:4], strict=True))
+        return Bracket(*merged, exact=new.exact)
+
+
 class Crossing(NamedTuple):
     """Where a step was cut short.
 
@@ -117,6 +157,11 @@ class Watch:
     equation: Rows
     events: tuple[Event, ...]
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a row may go on after an event."""
+        return any(e.reset is not None for e in self.events)
+
     def sides(self, t: Ticks, y: Tensor) -> tuple[np.ndarray, ...]:
         """Sign of each condition at the start, ``(R,)``; 0 where it is exactly zero.
 
@@ -134,8 +179,10 @@ class Watch:
         (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
         layout, args = self.equation.layout, self.equation.args
         values = [self._value(e, time, y) for e in self.events]
-        resets = [layout.pack(e.reset(time, layout.unpack(y), *args)) for e in self.events if e.reset is not None]
-        return (*values, *resets)
+        resets = [e.reset(time, layout.unpack(y), *args) for e in self.events if e.reset is not None]
+        for value in resets:
+            layout.check(value, "the reset map's value")
+        return (*values, *(layout.pack(value) for value in resets))
 
     def find(
         self, t: Ticks, dt: Ticks, ok: Ticks, y: Tensor, dense: Tensor, sides: tuple[np.ndarray, ...]
@@ -144,26 +191,33 @@ class Watch:
         single = np.ndim(ok) == 0
         t, dt, ok = np.atleast_1d(t, dt, ok)
         with torch.no_grad():
-            track = _Track(self, t, dt, y.detach(), dense.detach())
-            found = [track.search(event, side, ok) for event, side in zip(self.events, sides, strict=True)]
-        thetas = np.stack([theta for theta, _ in found])
-        signs = tuple(side for _, side in found)
-        which = np.argmin(thetas, axis=0)
-        theta = thetas[which, np.arange(len(t))]
-        rows = np.isfinite(theta)
-        if not rows.any():
-            return None, signs
-        stays = np.array([e.reset is not None for e in self.events])
-        signs = tuple(
-            np.where(rows, self._after(e, i, which, theta, track, ok), s)
-            for (i, e), s in zip(enumerate(self.events), signs, strict=True)
-        )
-        crossing = Crossing(rows, np.where(rows, theta, 1.0), np.where(rows, which, -1), rows & ~stays[which])
-        return (Crossing(*(x[0] for x in crossing)) if single else crossing), signs
+            track = Track(self, t, dt, y.detach(), dense.detach())
+            inside = [track.signs(event) for event in self.events]
+            found = [
+                bracket(e, track.leaning(e, ok, side, x), ok, x)
+                for e, side, x in zip(self.events, sides, inside, strict=True)
+            ]
+            crossing, sides = self.locate(track, [b for b, _ in found], tuple(side for _, side in found))
+        return (Crossing(*(x[0] for x in crossing)) if single and crossing is not None else crossing), sides
 
-    def _after(
-        self, event: Event, i: int, which: np.ndarray, theta: np.ndarray, track: _Track, ok: np.ndarray
-    ) -> np.ndarray:
+    def locate(
+        self, track: Track, brackets: Sequence[Bracket], sides: tuple[np.ndarray, ...]
+    ) -> tuple[Crossing | None, tuple[np.ndarray, ...]]:
+        """The first crossing of each row, from where each condition changes, and the signs after it."""
+        if not any(b.rows.any() for b in brackets):
+            return None, sides
+        thetas = np.stack([track.root(event, b) for event, b in zip(self.events, brackets, strict=True)])
+        which = np.argmin(thetas, axis=0)
+        theta = thetas[which, np.arange(len(which))]
+        rows = np.isfinite(theta)
+        stays = np.array([e.reset is not None for e in self.events])
+        sides = tuple(
+            np.where(rows, self._after(e, i, which, theta, track), s)
+            for (i, e), s in zip(enumerate(self.events), sides, strict=True)
+        )
+        return Crossing(rows, np.where(rows, theta, 1.0), np.where(rows, which, -1), rows & ~stays[which]), sides
+
+    def _after(self, event: Event, i: int, which: np.ndarray, theta: np.ndarray, track: Track) -> np.ndarray:
         # At its own root an event has no side until it is seen away from zero; others keep theirs.
         value = np.sign(track.value(event, np.where(np.isfinite(theta), theta, 1.0)))
         return np.where(which == i, 0.0, value)
@@ -255,8 +309,28 @@ def _check(value: Any, per_sample: bool, rows: int) -> None:
         )
 
 
+def bracket(event: Event, side: np.ndarray, ok: np.ndarray, inside: Signs) -> tuple[Bracket, np.ndarray]:
+    """Where a condition with sign ``side`` before a step changes first in it, and its sign at the end."""
+    found, low = Bracket.nowhere(len(ok))._replace(exact=inside.boolean), np.zeros(len(ok))
+    for j, sign in enumerate(inside.values, 1):
+        high = np.full(len(ok), j / len(inside.values))
+        crossed = ok & ~found.rows & _crosses(event, side, sign, inside.boolean)
+        if crossed.any():
+            found = found.updated(Bracket(crossed, low, high, side, inside.boolean))._replace(rows=found.rows | crossed)
+        side = np.where(ok & (sign != 0), sign, side)
+        low = high
+    return found, side
+
+
+def _crosses(event: Event, side: np.ndarray, sign: np.ndarray, boolean: bool) -> np.ndarray:
+    if boolean:
+        return sign > 0
+    up, down = (side < 0) & (sign >= 0), (side > 0) & (sign <= 0)
+    return (up & (event.direction >= 0)) | (down & (event.direction <= 0))
+
+
 @dataclass(eq=False)
-class _Track:
+class Track:
     """Conditions along one accepted step, on the host."""
 
     watch: Watch
@@ -267,55 +341,44 @@ class _Track:
 
     def value(self, event: Event, theta: np.ndarray) -> np.ndarray:
         """The condition at ``theta`` of each row; booleans are -1 (false) and 1 (true)."""
-        rows = self.y + polynomial(self.dense, from_host(theta, self.y))
-        time = self.watch._time(torch.from_numpy(self.t + theta * self.dt).to(self.y.device), self.y)
-        value = self.watch._value(event, time, rows)
+        value = self._at(event, theta)
         return to_host(value) * 2 - 1 if value.dtype is torch.bool else to_host(value)
 
-    def search(self, event: Event, side: np.ndarray, ok: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First crossing (inf where there is none) and the sign at the end of the step."""
-        found = np.full(len(self.t), np.inf)
-        low = np.zeros(len(self.t))
-        boolean = self._boolean(event)
-        if not boolean and (ok & (side == 0)).any():
-            side = np.where(side == 0, self._leaning(event), side)
-        for j in range(1, event.checks + 1):
-            high = np.full(len(self.t), j / event.checks)
-            if boolean and j < event.checks:
-                continue
-            value = self.value(event, high)
-            sign = np.sign(value)
-            crossed = ok & ~np.isfinite(found) & self._crosses(event, side, sign, boolean)
-            if crossed.any():
-                root = high if boolean else self._root(event, low, high, side)
-                found = np.where(crossed, root, found)
-            side = np.where(ok & (sign != 0), sign, side)
-            low = high
-        return found, side
+    def _at(self, event: Event, theta: np.ndarray) -> Tensor:
+        rows = self.y + polynomial(self.dense, from_host(theta, self.y))
+        time = self.watch._time(torch.from_numpy(self.t + theta * self.dt).to(self.y.device), self.y)
+        return self.watch._value(event, time, rows)
 
-    def _leaning(self, event: Event) -> np.ndarray:
-        """Sign of the condition just after the start, where it is zero at the start: of its slope."""
+    def signs(self, event: Event) -> Signs:
+        """Signs at the points at which the step is looked at."""
+        size = len(self.t)
+        end = self._at(event, np.ones(size))
+        if end.dtype is torch.bool:
+            return Signs(to_host(end)[None] * 2 - 1, True)
+        places = (np.full(size, j / event.checks) for j in range(1, event.checks))
+        inside = [*(self.value(event, theta) for theta in places), to_host(end)]
+        return Signs(np.sign(np.stack(inside)), False)
+
+    def leaning(self, event: Event, ok: np.ndarray, side: np.ndarray, inside: Signs) -> np.ndarray:
+        """The sign before the step; where the condition is zero there, just after: the sign of its slope."""
+        zero = ok & (side == 0)
+        if inside.boolean or not zero.any():
+            return side
         t, dt = (torch.from_numpy(x).to(self.y.device) for x in (self.t, self.dt))
         slope = self.watch._slope(event, torch.zeros_like(t), t, dt, self.y, self.dense)
-        return np.zeros(len(self.t)) if slope is None else np.sign(to_host(slope))
+        return side if slope is None else np.where(zero, np.sign(to_host(slope)), side)
 
-    def _boolean(self, event: Event) -> bool:
-        time = self.watch._time(torch.from_numpy(self.t).to(self.y.device), self.y)
-        return self.watch._value(event, time, self.y).dtype is torch.bool
+    def root(self, event: Event, found: Bracket) -> np.ndarray:
+        """Where the condition is zero, inf in rows where it is not.
 
-    @staticmethod
-    def _crosses(event: Event, side: np.ndarray, sign: np.ndarray, boolean: bool) -> np.ndarray:
-        if boolean:
-            return sign > 0
-        up, down = (side < 0) & (sign >= 0), (side > 0) & (sign <= 0)
-        return (up & (event.direction >= 0)) | (down & (event.direction <= 0))
-
-    def _root(self, event: Event, low: np.ndarray, high: np.ndarray, side: np.ndarray) -> np.ndarray:
-        """Bracketed root, right of it by rounding: inverse quadratic interpolation where it is safe, else bisection.
+        Right of the zero by rounding: inverse quadratic interpolation where it is safe, else bisection.
 
         T. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function
         without using derivatives", Adv. Eng. Softw. 28 (1997).
         """
+        rows, low, high, side, exact = found
+        if exact or not rows.any():
+            return np.where(rows, high, np.inf)
         tol = float(np.finfo(np.float64 if self.y.dtype == torch.float64 else np.float32).eps)
         # The newest point, the other end of the bracket, and the point that was given up last.
         x1, x2, x3 = high.copy(), low.copy(), low.copy()
@@ -325,7 +388,7 @@ class _Track:
         for _ in range(_ROUNDS):
             best = np.where(np.abs(f1) < np.abs(f2), x1, x2)
             least = (tol * np.abs(best) + 0.5 * tol) / np.maximum(np.abs(x2 - x1), 1e-300)
-            open_ = (least <= 0.5) & (f1 != 0)
+            open_ = rows & (least <= 0.5) & (f1 != 0)
             if not open_.any():
                 break
             x = x1 + np.clip(share, least, 1 - least) * (x2 - x1)
@@ -341,4 +404,4 @@ class _Track:
                 share = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2)
                 share = np.where((phi**2 < xi) & ((1 - phi) ** 2 < 1 - xi), share, 0.5)
         # A value that is exactly zero lies on the far side of the crossing.
-        return np.where(f1 == 0, x1, np.maximum(x1, x2))
+        return np.where(rows, np.where(f1 == 0, x1, np.maximum(x1, x2)), np.inf)

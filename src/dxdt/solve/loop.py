@@ -115,8 +115,10 @@ def _watched(
     end = clock.where(rows, at.t + crossing.theta * at.dt, attempt.end)
     rest = at.t + at.dt - end
     goes = rows & ~crossing.ends & (abs(rest) > 1e-12 * abs(at.dt))
-    status = clock.where(rows, after.status * 0 + RUNNING, after.status)
-    maxed = rows & (attempts >= plan.max_steps)
+    # A row whose event lies at t1 has arrived.
+    left = rows & (end != plan.span.t1)
+    status = clock.where(left, after.status * 0 + RUNNING, after.status)
+    maxed = left & (attempts >= plan.max_steps)
     status = clock.where(maxed, after.status * 0 + _MAXED, status)
     status = clock.where(crossing.ends, after.status * 0 + _EVENT, status)
     after = after._replace(

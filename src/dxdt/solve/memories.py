@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import beside
-from dxdt.solve.compiled import Forward
+from dxdt.solve.compiled import Read
 from dxdt.solve.phases import kinds_of, phases_of
 from dxdt.solve.plan import Plan
 from dxdt.solve.reverse_chunk import Found, Memory
@@ -34,12 +35,12 @@ class Memories:
     start: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, plan: Plan, y: Tensor, forward: Forward) -> Memories:
+    def of(cls, plan: Plan, y: Tensor, tape: Sequence[Read]) -> Memories:
         """At the end of a solve."""
         before, total = list[int](), np.zeros(y.shape[0], dtype=np.int64)
-        for records, count in forward.tape:
+        for read in tape:
             before.append(int(total.max()))
-            total = total + (records.dt[:count].numpy() != 0).sum(0)
+            total = total + (read.kept.dt.numpy() != 0).sum(0)
         rows = np.where(total > 0, np.arange(len(total)), int(total.argmax()))
         t0, source = beside(y, np.atleast_1d(plan.span.t0)[rows], rows)
         zeros = tuple(torch.zeros(size, dtype=dtype, device=y.device) for size, dtype in kinds_of(plan, y))

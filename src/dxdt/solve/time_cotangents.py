@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dxdt.ops.clock import beside, from_host
-from dxdt.solve.compiled import Asked
+from dxdt.solve.compiled import Asked, Read
 from dxdt.solve.engine import Records
 from dxdt.solve.gradient import Inputs
 from dxdt.solve.plan import Plan
@@ -24,19 +24,17 @@ __all__ = ["TimeCotangents"]
 
 @dataclass
 class TimeCotangents:
-    """What the steps of the chunks, from last to first, give to times.
+    """What the steps of the chunks of a piece, from last to first, give to times.
 
     Attributes:
-        inputs: of the solve.
         t1: where the span ends, ``(R,)``.
-        before: steps that rows had accepted before each chunk that is still to come.
-        t0, end, moments: cotangents found so far.
+        origin: cotangents found so far of where the present piece of each row began: of t0, or of its last event.
+        end: those of t1.
+        moments: those of the times of saved values, or None where none are wanted.
     """
 
-    inputs: Inputs
     t1: np.ndarray
-    before: list[np.ndarray]
-    t0: Tensor
+    origin: Tensor
     end: Tensor
     moments: Tensor | None
     _fresh: np.ndarray = field(init=False)
@@ -45,27 +43,28 @@ class TimeCotangents:
     _direct: tuple[Tensor, Tensor] = field(init=False)
 
     @classmethod
-    def of(cls, inputs: Inputs, plan: Plan, tape: list[tuple[Records, int]]) -> TimeCotangents | None:
+    def of(cls, inputs: Inputs, plan: Plan) -> TimeCotangents | None:
         """None where no gradient for a time is wanted."""
-        if inputs.ends is None and inputs.moments is None:
+        goes_on = plan.watch is not None and plan.watch.goes_on
+        if inputs.ends is None and inputs.moments is None and not goes_on:
             return None
-        t1, before = np.atleast_1d(plan.span.t1), list[np.ndarray]()
-        total = np.zeros(len(t1), dtype=np.int64)
-        for records, count in tape:
-            before.append(total)
-            total = total + (records.dt[:count].numpy() != 0).sum(0)
+        t1 = np.atleast_1d(plan.span.t1)
         zero = torch.zeros(len(t1), dtype=torch.float64, device=inputs.y.device)
         moments = None if inputs.moments is None else torch.zeros_like(inputs.moments)
-        return cls(inputs, t1, before, zero, zero, moments)
+        return cls(t1, zero, zero, moments)
 
-    def turn(self, records: Records, count: int) -> None:
+    def turn(self, read: Read) -> None:
         """Look at the chunk before."""
-        dt = records.dt[:count]
+        self._records = read.kept
+        dt = self._records.dt
         ok = dt.numpy() != 0
-        self._records = records
-        self._fresh = ok & (self.before.pop() + np.cumsum(ok, axis=0) == 1)
-        self._last = ok & (records.end[:count].numpy() == self.t1)
-        self._direct = torch.zeros_like(dt, device=records.y.device), torch.zeros_like(dt, device=records.y.device)
+        self._fresh = ok & (read.accepted - read.since + np.cumsum(ok, axis=0) == 1)
+        self._last = ok & (self._records.end.numpy() == self.t1)
+        if read.met is not None:
+            row = np.flatnonzero(read.met.last)
+            self._last[read.met.slot[row], row] = True
+        device = self._records.y.device
+        self._direct = torch.zeros_like(dt, device=device), torch.zeros_like(dt, device=device)
 
     def answer(self, asked: Asked, g: Tensor) -> None:
         """Saved values: their place in a step moves with their own time and with the step."""
@@ -90,21 +89,20 @@ class TimeCotangents:
             self.moments.index_put_((index, column), turned, accumulate=True)
 
     def masks(self, kept: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Which of the attempts ``kept`` begin at t0, and which end at t1."""
-        size = room(len(kept), self.t0.device)
+        """Which of the attempts ``kept`` begin, and which end, at a differentiable time."""
+        size = room(len(kept), self.origin.device)
         rest = np.zeros((size - len(kept), len(self.t1)), dtype=bool)
-        fresh, last = beside(self.t0, *(np.concatenate([x[kept], rest]) for x in (self._fresh, self._last)))
+        fresh, last = beside(self.origin, *(np.concatenate([x[kept], rest]) for x in (self._fresh, self._last)))
         any_length((fresh, last))
         return fresh, last
 
     def enter(self, start: Tensor, end: Tensor) -> None:
-        """Add what the program found for t0 and t1, ``(R,)`` each, and what saved values say of them."""
+        """Add what the program found, ``(R,)`` each, and what saved values say."""
         begun, length = self._direct
         fresh, last = beside(begun, self._fresh, self._last)
-        self.t0 = self.t0 + start + torch.where(fresh, begun - length, 0.0).sum(0)
+        self.origin = self.origin + start + torch.where(fresh, begun - length, 0.0).sum(0)
         self.end = self.end + end + torch.where(last, length, 0.0).sum(0)
 
-    def found(self) -> list[Tensor | None]:
-        """The cotangents in the order of the inputs."""
-        ends = [] if self.inputs.ends is None else [self.t0, self.end]
-        return [*ends, *([] if self.moments is None else [self.moments])]
+    def found(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The cotangents of origin, end and moments."""
+        return self.origin, self.end, self.moments
