@@ -205,6 +205,12 @@ def test_programs_at_hand_are_called_without_torchs_wrapper(traced, strict, monk
     assert len(called) == 2 and len(traced) == 3
 
 
+def test_where_torch_keeps_programs_otherwise_its_wrapper_serves(traced, strict, monkeypatch):
+    monkeypatch.delattr(importlib.import_module("dxdt.solve.entries").frames, "_debug_get_cache_entry_list")
+    answers = [solve(decay("1.0"), dt=0.1, compile=c).ys for c in (True, True, False)]
+    assert len(traced) == 1 and torch.allclose(answers[1], answers[2])
+
+
 def decay(rate):
     return lambda t, y: -float(rate) * y
 

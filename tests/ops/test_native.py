@@ -291,3 +291,8 @@ def test_memory_to_work_in_is_kept_by_each_thread():
         assert pool.submit(lambda: _room.of(64).data_ptr()).result() != places[0]
     assert _room.of(1 << 27).data_ptr() != _room.of(64).data_ptr() == places[0]
     assert torch.isfinite(given).all()
+
+
+def test_empty_parts_are_joined():
+    x = torch.randn(5, 3)
+    close(*looped(lambda value, x: torch.cat([x[:, :0], x[:, 1:], x[:, :1]], 1) * 0.5 + value, x))

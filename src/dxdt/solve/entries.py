@@ -34,7 +34,7 @@ class Entries:
 
     def __call__(self, *given: Any) -> Any:
         """The function's value."""
-        if frames.get_eval_frame_callback() is None and self._state._stance.stance == "default":
+        if self._kept and frames.get_eval_frame_callback() is None and self._state._stance.stance == "default":
             values = (self._owner, *given)
             local = dict(zip(self._names, values, strict=False))
             if self._rest is not None:
@@ -44,7 +44,7 @@ class Entries:
                 if guards.cache_entry is not None and guards.root.check(local):
                     return run(self._owner, *given)
         value = self._compiled(*given)
-        self._kept = [(e.guard_manager, self._bound(e.code)) for e in self._entries()]
+        self._kept = self._at_hand()
         return value
 
     def free(self) -> None:
@@ -52,8 +52,15 @@ class Entries:
         self._kept = []
         self._state.remove_from_cache(self._inner.__code__)
 
-    def _entries(self) -> list[Any]:
-        return frames._debug_get_cache_entry_list(self._inner.__code__)
+    def _at_hand(self) -> list[tuple[Any, Callable[..., Any]]]:
+        """What torch keeps for the function; nothing where another torch keeps it otherwise: the names are private."""
+        try:
+            kept = frames._debug_get_cache_entry_list(self._inner.__code__)
+            found = [(e.guard_manager, self._bound(e.code)) for e in kept]
+            usable = all(callable(guards.root.check) for guards, _ in found)
+            return found if usable and self._state._stance.stance and frames.get_eval_frame_callback else []
+        except AttributeError:
+            return []
 
     def _bound(self, code: CodeType) -> Callable[..., Any]:
         """Generated code as a function that calls generated graphs without torch's wrapper around those."""

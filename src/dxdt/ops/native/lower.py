@@ -317,7 +317,7 @@ class Lowered:
         where = 0
         whole = View.of(Buffer("", value.dtype, value.numel()), value.shape)
         pieces = []
-        for part in parts:
+        for part in (x for x in parts if 0 not in x.shape):
             part = self._cast(part, value.dtype)
             size = part.shape[axis]
             (target_view,) = whole.seen(lambda x, at=where, n=size: x.narrow(axis, at, n))
