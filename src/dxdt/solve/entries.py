@@ -43,7 +43,9 @@ class Entries:
                 # The conditions of what torch has thrown away refer to objects that are gone.
                 if guards.cache_entry is not None and guards.root.check(local):
                     return run(self._owner, *given)
-        value = self._compiled(*given)
+        # Else hooks that a module is given later would not be called.
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+            value = self._compiled(*given)
         self._kept = self._at_hand()
         return value
 

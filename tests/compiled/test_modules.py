@@ -1,0 +1,134 @@
+"""Modules that change between solves, or are not plain: the answer is always that of the eager loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import dxdt
+
+D = torch.float64
+
+
+def width(n=8, **options):
+    torch.manual_seed(n)
+    return nn.Sequential(nn.Linear(3, n, **options), nn.Tanh(), nn.Linear(n, 3, **options)).to(D)
+
+
+class Shared(nn.Module):
+    """One layer, used twice under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3, dtype=D)
+        self.second = self.first
+
+    def forward(self, y):
+        return torch.tanh(self.second(torch.tanh(self.first(y))))
+
+
+class Listed(nn.Module):
+    """Layers in a list and a dictionary, and a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3, dtype=D) for _ in range(3)])
+        self.named = nn.ModuleDict({"last": nn.Linear(3, 3, dtype=D)})
+        self.scale = nn.Parameter(torch.tensor(0.5, dtype=D))
+        self.register_buffer("shift", torch.ones(3, dtype=D))
+
+    def forward(self, y):
+        for layer in self.layers:
+            y = torch.tanh(layer(y))
+        return self.scale * self.named["last"](y) + self.shift
+
+
+def normed(train):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)).to(D)
+    net[1].running_mean += 0.3
+    return net.train(train)
+
+
+def weight_normed():
+    net = width()
+    net[0] = parametrizations.weight_norm(net[0])
+    return net
+
+
+def spectral_normed():
+    net = width().eval()
+    net[0] = parametrizations.spectral_norm(net[0])
+    return net.eval()
+
+
+def fields():
+    return {
+        "widths": [width(5), width(7), width(5)],
+        "without bias": [width(6, bias=False), width(6)],
+        "shared": [Shared()],
+        "lists": [Listed()],
+        "batch norm": [normed(False)],
+        "weight norm": [weight_normed()],
+        "spectral norm": [spectral_normed()],
+    }
+
+
+def both(net, y0, **options):
+    """Values, and gradients for the state and for parameters, compiled and eager."""
+    answers = []
+    for compiled in (True, False):
+        net.zero_grad()
+        y = y0.clone().requires_grad_()
+        sol = dxdt.solve(dxdt.ODE(lambda t, y: net(y)), y, (0.0, 1.0), dt=0.25, solver=dxdt.RK4(), compile=compiled)
+        sol.y1.square().sum().backward()
+        grads = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        answers.append([sol.y1.detach(), y.grad, *grads])
+    return answers
+
+
+def agree(given, wanted):
+    assert len(given) == len(wanted)
+    for a, b in zip(given, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", fields())
+def test_modules(traced, strict, kind):
+    y0 = torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
+    for net in fields()[kind]:
+        agree(*both(net, y0))
+
+
+def test_a_module_that_changes(traced, strict):
+    """Frozen and free parameters, another mode, other values, another layer, a hook, another dtype."""
+    net, y0 = nn.Sequential(*width(), nn.Dropout(0.5)).eval(), torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
+    agree(*both(net, y0))
+    net[0].weight.requires_grad_(False)
+    agree(*both(net, y0))
+    net[0].weight.requires_grad_(True)
+    with torch.no_grad():
+        net[0].weight *= 2
+    agree(*both(net, y0))
+    net[0].weight = nn.Parameter(torch.ones(8, 3, dtype=D))
+    agree(*both(net, y0))
+    net[1] = nn.Sigmoid()
+    agree(*both(net, y0))
+    hook = net[1].register_forward_hook(lambda module, given, made: 2 * made)
+    agree(*both(net, y0))
+    hook.remove()
+    agree(*both(net, y0))
+    net.float()
+    given, wanted = both(net, y0.float())
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(given, wanted, strict=True))
+
+
+def test_batch_norm_in_training_counts_as_eager_does(traced):
+    """Running averages are side effects: such a field runs eager, with a warning."""
+    y0 = torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
+    nets = normed(True), normed(True)
+    for net, compiled in zip(nets, (True, False), strict=True):
+        with torch.no_grad():
+            dxdt.solve(dxdt.ODE(lambda t, y, net=net: net(y)), y0, (0.0, 1.0), dt=0.5, compile=compiled)
+    assert torch.allclose(nets[0][1].running_mean, nets[1][1].running_mean)
+    assert nets[0][1].num_batches_tracked == nets[1][1].num_batches_tracked
