@@ -1,5 +1,7 @@
 """Modules that change between solves, or are not plain: the answer is always that of the eager loop."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -123,12 +125,30 @@ def test_a_module_that_changes(traced, strict):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(given, wanted, strict=True))
 
 
-def test_batch_norm_in_training_counts_as_eager_does(traced):
-    """Running averages are side effects: such a field runs eager, with a warning."""
-    y0 = torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
-    nets = normed(True), normed(True)
-    for net, compiled in zip(nets, (True, False), strict=True):
-        with torch.no_grad():
-            dxdt.solve(dxdt.ODE(lambda t, y, net=net: net(y)), y0, (0.0, 1.0), dt=0.5, compile=compiled)
-    assert torch.allclose(nets[0][1].running_mean, nets[1][1].running_mean)
-    assert nets[0][1].num_batches_tracked == nets[1][1].num_batches_tracked
+class Counting(nn.Module):
+    """Counts its calls and notes its times, as fields for torchdiffeq do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.nfe, self.times = width(), 0, []
+
+    def forward(self, y):
+        self.nfe += 1
+        self.times.append(len(y))
+        return self.net(y)
+
+
+@pytest.mark.parametrize("make", [lambda: normed(True), Counting])
+def test_modules_that_remember_run_eager(traced, make):
+    """Counts, lists and running averages are those of the eager loop; one warning names what is remembered."""
+    y0, held = torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3), []
+    for compiled in (True, False):
+        net = make()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                dxdt.solve(dxdt.ODE(lambda t, y, net=net: net(y)), y0, (0.0, 1.0), dt=0.5, compile=compiled)
+        assert len(told) == compiled and not traced
+        assert all("whenever it is called" in str(w.message) for w in told)
+        held.append([getattr(net, name, None) for name in ("nfe", "times")] + list(net.buffers()))
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*held, strict=True))

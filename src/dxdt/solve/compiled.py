@@ -16,7 +16,7 @@ from dxdt.ops.clock import beside, from_host
 from dxdt.ops.replay import replays
 from dxdt.solve.compiled_event import Lookout, Met
 from dxdt.solve.engine import Chunk, Records, chunks
-from dxdt.solve.fallback import DRAWS, CannotCompile
+from dxdt.solve.fallback import DRAWS, REMEMBERS, CannotCompile
 from dxdt.solve.form import Form, fields_of
 from dxdt.solve.gradient import Outcome
 from dxdt.solve.identity import identified
@@ -57,7 +57,7 @@ def check_field(plan: Plan, y: Tensor) -> None:
     the compiler spends its time on it.
 
     Raises:
-        CannotCompile: the field writes into the state, or draws random numbers.
+        CannotCompile: the field writes into the state, draws random numbers, or remembers its evaluations.
     """
     equation = plan.equation
     key = identified(plan), equation.layout
@@ -75,12 +75,15 @@ def _refusal(plan: Plan, y: Tensor) -> str:
     with torch.inference_mode(False):  # for its tensors no writes are counted
         state = y.detach().clone()
     before = state._version
-    with untouched(plan) as seeds:
+    with untouched(plan) as look:
         plan.equation.probe(plan.span.t0, state)
         if state._version != before:
             return "it writes into the state that it is given: form new tensors instead"
-        if seeds.used:
+        if look.draws:
             return DRAWS
+        changed = look.changed
+        if changed is not None:
+            return REMEMBERS.format(changed)
     return ""
 
 

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-__all__ = ["DRAWS", "CannotCompile", "NotForAllSizes", "hushed", "warn_once", "why"]
+__all__ = ["DRAWS", "REMEMBERS", "CannotCompile", "NotForAllSizes", "hushed", "warn_once", "why"]
 
 DRAWS = (
     "it draws random numbers (dropout?), others than generated code would draw: call .eval() on it, "
     "or write the noise as an SDE"
+)
+REMEMBERS = (
+    "it changes {} whenever it is called, and generated code would not: read the number of evaluations from "
+    "Solution.stats, and call .eval() on layers that keep averages"
 )
 """What is said of fields that are not functions of their arguments."""
 
