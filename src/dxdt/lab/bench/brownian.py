@@ -152,9 +152,10 @@ def _torchsde(told: bool) -> Callable[[tuple[int, int], int], Walk]:
 def _diffrax(shape: tuple[int, int], queries: int) -> Walk:
     jax, diffrax = require("jax", "bench"), require("diffrax", "bench")
     np_ = jax.numpy
+    like = jax.ShapeDtypeStruct(shape, np_.float32)
 
     def all_of(key: Any) -> Any:
-        path = diffrax.VirtualBrownianTree(0.0, _SPAN, tol=_SPAN / queries / 2, shape=shape, key=key)
+        path = diffrax.VirtualBrownianTree(0.0, _SPAN, tol=_SPAN / queries / 2, shape=like, key=key)
         dt = _SPAN / queries
 
         def body(k: Any, total: Any) -> Any:
