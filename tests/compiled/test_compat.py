@@ -16,14 +16,14 @@ class Field(torch.nn.Module):
         return torch.tanh(self.linear(y)) * torch.cos(t)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+@pytest.mark.parametrize("method", [pytest.param("dopri5", marks=pytest.mark.slow), "bosh3"])
 def test_odeint_compiles_forward_and_backward(method, traced, strict):
     field, y0 = Field(), torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
     t = torch.linspace(0, 1, 4, dtype=torch.float64)
     inputs = [y0, *field.parameters()]
 
     def run(options):
-        ys = odeint(field, y0, t, rtol=1e-6, atol=1e-8, method=method, options=options)
+        ys = odeint(field, y0, t, rtol=1e-4, atol=1e-6, method=method, options=options)
         return ys, torch.autograd.grad(ys.sin().sum(), inputs)
 
     ys, gradients = run({"compile": True})
@@ -49,17 +49,16 @@ def largest(x):
 @pytest.mark.parametrize(
     ("api", "method", "options", "field"),
     [
-        (odeint, "euler", {}, Field),
+        pytest.param(odeint, "euler", {}, Field, marks=pytest.mark.slow),
         (odeint, "midpoint", {"step_size": 0.13, "interp": "cubic"}, Field),
-        (odeint, "rk4", {"grid_constructor": lambda f, y, t: torch.linspace(0, 1, 8, dtype=torch.float64)}, Field),
-        (odeint, "bosh3", {}, Pair),
-        (odeint, "bosh3", {"norm": largest}, Field),
-        (odeint, "bosh3", JUMPS, Field),
-        (odeint_adjoint, "rk4", {"step_size": 0.1}, Field),
+        (odeint, "euler", {"grid_constructor": lambda f, y, t: torch.linspace(0, 1, 8, dtype=torch.float64)}, Field),
+        (odeint, "adaptive_heun", {"norm": largest}, Field),
+        (odeint, "adaptive_heun", JUMPS, Pair),
+        (odeint_adjoint, "euler", {"step_size": 0.1}, Field),
         pytest.param(odeint, "explicit_adams", {"step_size": 0.1}, Field, marks=pytest.mark.slow),
-        (odeint, "fixed_adams", {"step_size": 0.06}, Field),
+        pytest.param(odeint, "fixed_adams", {"step_size": 0.06}, Field, marks=pytest.mark.slow),
     ],
-    ids=["euler", "cubic", "grid", "tuple", "norm", "jumps", "adjoint", "explicit-adams", "fixed-adams"],
+    ids=["euler", "cubic", "grid", "norm", "tuple-jumps", "adjoint", "explicit-adams", "fixed-adams"],
 )
 def test_fixed_grids_norms_tuples_and_jumps(api, method, options, field, traced, strict):
     func, y0 = field(), torch.rand(2, 3, dtype=torch.float64)
@@ -67,7 +66,7 @@ def test_fixed_grids_norms_tuples_and_jumps(api, method, options, field, traced,
     t = torch.linspace(0, 1, 4, dtype=torch.float64)
     found = []
     for compile in (True, False):
-        ys = api(func, start, t, rtol=1e-5, atol=1e-6, method=method, options={**options, "compile": compile})
+        ys = api(func, start, t, rtol=1e-3, atol=1e-4, method=method, options={**options, "compile": compile})
         ys = ys if isinstance(ys, tuple) else (ys,)
         grads = torch.autograd.grad(sum(y.sin().sum() for y in ys), list(func.parameters()))
         found.append((*ys, *grads))
@@ -80,7 +79,7 @@ def test_calls_share_a_program(traced, strict):
     """Solvers and norms are made anew in each call, programs are not."""
     with torch.no_grad():
         for size in (0.1, 0.07, 0.05):
-            odeint(Field(), torch.rand(3, dtype=torch.float64), torch.linspace(0, 1, 4), method="rk4",
+            odeint(Field(), torch.rand(3, dtype=torch.float64), torch.linspace(0, 1, 4), method="euler",
                    options={"step_size": size, "compile": True})  # fmt: skip
     assert len(traced) == 1
 
@@ -99,7 +98,7 @@ def test_callbacks_are_called(fresh):
 
 ADJOINTS = {
     "full-norm": (Field, {}),
-    "seminorm-tuple": (Pair, dict(adjoint_options={"norm": "seminorm"})),
+    "seminorm-tuple": (Pair, dict(method="adaptive_heun", adjoint_options={"norm": "seminorm"})),
     "other-method": (Field, dict(adjoint_rtol=1e-4, adjoint_method="bosh3", adjoint_options={"first_step": 0.05})),
     "fixed-steps": (Field, dict(method="rk4", options={"step_size": 0.1})),
 }
@@ -116,7 +115,7 @@ def test_the_adjoint_compiles(name, traced, strict):
         y0 = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_()
         t = torch.linspace(0, 1, 4, dtype=torch.float64, requires_grad=True)
         with dxdt.compiling(compile):
-            ys = odeint_adjoint(func, (y0, y0[0]) if kind is Pair else y0, t, rtol=1e-5, atol=1e-6, **options)
+            ys = odeint_adjoint(func, (y0, y0[0]) if kind is Pair else y0, t, rtol=1e-4, atol=1e-5, **options)
         loss = sum(y.sin().sum() for y in (ys if isinstance(ys, tuple) else (ys,)))
         found.append(torch.autograd.grad(loss, [y0, t, *func.parameters()]))
     assert len(traced) == 2
@@ -125,12 +124,12 @@ def test_the_adjoint_compiles(name, traced, strict):
 
 
 def test_training_by_the_adjoint_is_one_program(traced, strict):
-    """A hundred steps of training: one program forward, one backward, whatever the number of times."""
+    """Thirty steps of training: one program forward, one backward, whatever the number of times."""
     func, losses = Field(), []
     optimiser = torch.optim.SGD(func.parameters(), lr=0.1)
-    for i in range(100):
+    for i in range(30):
         t = torch.linspace(0, 1, 2 + i % 3, dtype=torch.float64)
-        options = dict(method="rk4", options={"step_size": 0.5, "compile": True})
+        options = dict(method="euler", options={"step_size": 0.5, "compile": True})
         loss = odeint_adjoint(func, torch.ones(3, dtype=torch.float64), t, **options)[-1].square().sum()
         optimiser.zero_grad()
         loss.backward()
@@ -143,11 +142,11 @@ def test_what_of_the_adjoint_runs_eager_says_so(fresh):
     rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     t, y0 = torch.linspace(0, 1, 3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     with dxdt.compiling():
-        ys = odeint_adjoint(lambda t, y: -rate * y, y0, t, adjoint_params=(rate,))
+        ys = odeint_adjoint(lambda t, y: -rate * y, y0, t, adjoint_params=(rate,), method="euler")
         with pytest.warns(RuntimeWarning, match="belongs to no module of the field"):
             ys.sum().backward()
         field = Field()
-        ys = odeint_adjoint(field, torch.ones(3, dtype=torch.float64), t, method="rk4", options={"step_size": 0.5})
+        ys = odeint_adjoint(field, torch.ones(3, dtype=torch.float64), t, method="euler", options={"step_size": 0.5})
         with pytest.warns(RuntimeWarning, match="second derivatives through odeint_adjoint"):
             torch.autograd.grad(ys.sum(), list(field.parameters()), create_graph=True)
     assert rate.grad is not None and rate.grad.isfinite()

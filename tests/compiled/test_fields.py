@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dxdt
-from dxdt import ODE, Heun
+from dxdt import ODE, Euler
 
 START = torch.tensor([[1.0, 0.5, -0.2]])
 
@@ -23,7 +23,7 @@ def pair(field, args=(), seed=5):
         random.seed(seed)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            options = dict(solver=Heun(), dt=0.25, args=args, compile=compile)
+            options = dict(solver=Euler(), dt=0.25, args=args, compile=compile)
             found.append(dxdt.solve(ODE(field), START.clone(), (0.0, 1.0), **options).y1)
         said += [str(w.message) for w in seen if compile]
     return *found, said
@@ -87,7 +87,7 @@ class Wide:
 def test_shapes_are_looked_at_again(traced):
     pair(Wide(True))
     with pytest.raises(ValueError, match="return the time derivative of each entry"):
-        dxdt.solve(ODE(Wide(False)), START, (0.0, 1.0), solver=Heun(), dt=0.25, compile=True)
+        dxdt.solve(ODE(Wide(False)), START, (0.0, 1.0), solver=Euler(), dt=0.25, compile=True)
 
 
 def floats_only(rate):
@@ -124,9 +124,9 @@ def test_a_field_that_counts_is_met_without_being_counted(traced):
     for field, compile in zip(fields, (False, True), strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            field.out = dxdt.solve(ODE(field), START, (0.0, 1.0), solver=Heun(), dt=0.25, compile=compile).y1
+            field.out = dxdt.solve(ODE(field), START, (0.0, 1.0), solver=Euler(), dt=0.25, compile=compile).y1
     eager, compiled = fields
-    assert compiled.calls == eager.calls == 8 and torch.equal(compiled.out, eager.out)
+    assert compiled.calls == eager.calls == 4 and torch.equal(compiled.out, eager.out)
     for name, value in eager.state_dict().items():
         assert torch.equal(value, compiled.state_dict()[name])
 
@@ -182,7 +182,7 @@ def test_a_default_device_elsewhere(fresh, strict):
         return torch.sin(2 * y)
 
     def run(compile):
-        return dxdt.solve(ODE(field), START, (0.0, 1.0), solver=Heun(), dt=0.25, compile=compile).y1
+        return dxdt.solve(ODE(field), START, (0.0, 1.0), solver=Euler(), dt=0.25, compile=compile).y1
 
     wanted = run(False)
     with torch.device("meta"):

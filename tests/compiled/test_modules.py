@@ -34,7 +34,7 @@ class Listed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(3, 3, dtype=D) for _ in range(3)])
+        self.layers = nn.ModuleList([nn.Linear(3, 3, dtype=D) for _ in range(2)])
         self.named = nn.ModuleDict({"last": nn.Linear(3, 3, dtype=D)})
         self.scale = nn.Parameter(torch.tensor(0.5, dtype=D))
         self.register_buffer("shift", torch.ones(3, dtype=D))
@@ -67,11 +67,10 @@ def spectral_normed():
 def fields():
     return {
         "widths": [width(5), width(7), width(5)],
-        "without bias": [width(6, bias=False), width(6)],
-        "shared": [Shared()],
-        "lists": [Listed()],
-        "batch norm": [normed(False)],
+        "shared and listed": [nn.Sequential(Shared(), Listed())],
         "weight norm": [weight_normed()],
+        "without bias": [width(6, bias=False), width(6)],
+        "batch norm": [normed(False)],
         "spectral norm": [spectral_normed()],
     }
 
@@ -82,7 +81,7 @@ def both(net, y0, **options):
     for compiled in (True, False):
         net.zero_grad()
         y = y0.clone().requires_grad_()
-        sol = dxdt.solve(dxdt.ODE(lambda t, y: net(y)), y, (0.0, 1.0), dt=0.25, solver=dxdt.RK4(), compile=compiled)
+        sol = dxdt.solve(dxdt.ODE(lambda t, y: net(y)), y, (0.0, 1.0), dt=0.5, solver=dxdt.Euler(), compile=compiled)
         sol.y1.square().sum().backward()
         grads = [p.grad.clone() for p in net.parameters() if p.grad is not None]
         answers.append([sol.y1.detach(), y.grad, *grads])
@@ -95,34 +94,69 @@ def agree(given, wanted):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", fields())
+USUAL = ("widths", "shared and listed", "weight norm")
+KINDS = [x if x in USUAL else pytest.param(x, marks=pytest.mark.slow) for x in fields()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_modules(traced, strict, kind):
     y0 = torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
     for net in fields()[kind]:
         agree(*both(net, y0))
 
 
-def test_a_module_that_changes(traced, strict):
-    """Frozen and free parameters, another mode, other values, another layer, a hook, another dtype."""
-    net, y0 = nn.Sequential(*width(), nn.Dropout(0.5)).eval(), torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
-    agree(*both(net, y0))
+def freezes(net):
     net[0].weight.requires_grad_(False)
-    agree(*both(net, y0))
+
+
+def frees(net):
     net[0].weight.requires_grad_(True)
+
+
+def scales(net):
     with torch.no_grad():
         net[0].weight *= 2
-    agree(*both(net, y0))
+
+
+def replaces_a_weight(net):
     net[0].weight = nn.Parameter(torch.ones(8, 3, dtype=D))
-    agree(*both(net, y0))
+
+
+def replaces_a_layer(net):
     net[1] = nn.Sigmoid()
-    agree(*both(net, y0))
-    hook = net[1].register_forward_hook(lambda module, given, made: 2 * made)
-    agree(*both(net, y0))
-    hook.remove()
-    agree(*both(net, y0))
+
+
+def hooks(net):
+    net[1].register_forward_hook(lambda module, given, made: 2 * made)
+
+
+def unhooks(net):
+    net[1]._forward_hooks.clear()
+
+
+def narrows(net):
     net.float()
-    given, wanted = both(net, y0.float())
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(given, wanted, strict=True))
+
+
+ALL = (freezes, frees, scales, replaces_a_weight, replaces_a_layer, hooks, unhooks, narrows)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(freezes, scales), (replaces_a_layer, hooks), pytest.param(ALL, marks=pytest.mark.slow)],
+    ids=["values", "layers", "all"],
+)
+def test_a_module_that_changes(traced, strict, changes):
+    """Frozen and free parameters, other values, another layer, a hook, another dtype: one after the other."""
+    net, y0 = nn.Sequential(*width(), nn.Dropout(0.5)).eval(), torch.linspace(-1, 1, 12, dtype=D).reshape(4, 3)
+    agree(*both(net, y0))
+    for change in changes:
+        change(net)
+        dtype = net[2].weight.dtype
+        given, wanted = both(net, y0.to(dtype))
+        assert len(given) == len(wanted)
+        bounds = dict(rtol=1e-9, atol=1e-11) if dtype is D else dict(atol=1e-5)
+        assert all(torch.allclose(a, b, **bounds) for a, b in zip(given, wanted, strict=True)), change
 
 
 class Counting(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dxdt
-from dxdt import ODE, PID, Heun
+from dxdt import ODE, PID, Euler, Heun
 
 ENGINE = importlib.import_module("dxdt.solve.engine")
 
@@ -29,36 +29,36 @@ def pull_to(target):
 
 def solve(field, y0=None, t=(0.0, 1.0), **options):
     y0 = torch.ones(2, 3) if y0 is None else y0
-    options = {"solver": Heun(), "dt": 0.25, "compile": True, **options}
+    options = {"solver": Euler(), "dt": 0.25, "compile": True, **options}
     return dxdt.solve(ODE(field), y0, t, **options)
 
 
 def test_training_is_one_program(traced, strict):
-    """A hundred steps of training, with solves of different lengths: one forward, one backward."""
+    """Thirty steps of training, with solves of different lengths: one forward, one backward."""
     net = Net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
     lengths, losses = set(), []
-    for i in range(100):
-        sol = solve(net, t=(0.0, 0.5 + 0.02 * i), save=[0.1, 0.5])
+    for i in range(30):
+        sol = solve(net, t=(0.0, 0.5 + 0.06 * i), save=[0.1, 0.5])
         lengths.add(sol.stats.accepted)
         loss = sol.ys.square().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert len(traced) == 2 and len(lengths) > 5
     assert losses[-1] < losses[0]
 
 
 def test_fresh_lambdas_share_a_program(traced, strict):
     ends = set()
-    for i in range(100):
-        ends.add(float(solve(pull_to(torch.full((3,), i / 100))).ys.sum()))
-    assert len(traced) == 1 and len(ends) == 100
+    for i in range(20):
+        ends.add(float(solve(pull_to(torch.full((3,), i / 20))).ys.sum()))
+    assert len(traced) == 1 and len(ends) == 20
 
 
 def test_modules_of_a_class_share_a_program(traced, strict):
-    nets = [Net().requires_grad_(False) for _ in range(100)]
+    nets = [Net().requires_grad_(False) for _ in range(20)]
     for net in nets:
         sol, eager = solve(net), solve(net, compile=False)
         assert torch.allclose(sol.ys, eager.ys, atol=1e-5)
@@ -71,8 +71,9 @@ def test_what_varies_is_an_input(traced, strict):
     def field(t, y, a):
         return torch.sin(t) - a * y
 
-    for i in range(20):
+    for i in range(0, 20, 3):
         changed = dict(
+            solver=Heun(),
             t=(0.1 * i, 2.0 - 0.2 * i),
             dt=None,
             controller=PID(rtol=10 ** (-2 - i / 10), atol=1e-5 * (i + 1)),
@@ -83,11 +84,11 @@ def test_what_varies_is_an_input(traced, strict):
         sol, eager = solve(field, **changed), solve(field, **changed, compile=False)
         assert sol.stats.steps == eager.stats.steps
         assert torch.allclose(sol.ys, eager.ys, atol=1e-6)
-    for i in range(20):
+    for i in range(0, 20, 4):
         solve(field, args=(torch.tensor(1.0),), dt=0.1 + i / 100, save=[0.5])
-    for i in range(2, 20):
-        solve(field, t=torch.linspace(0, 1, i), dt=None, args=(torch.tensor(1.0),), save=[0.5])
-    assert len(traced) <= 2 + 18
+    for i in (2, 3, 9, 19):
+        solve(field, t=torch.linspace(0, 1, i), dt=None, solver=Heun(), args=(torch.tensor(1.0),), save=[0.5])
+    assert len(traced) <= 2 + 4
 
 
 def test_what_a_field_holds_is_seen(traced):
@@ -153,10 +154,10 @@ def test_programs_let_go_of_fields(traced, strict):
     assert [r() is None for r in kept] == [True] * len(kept)
 
 
-def test_a_thousand_fields_leave_nothing(traced, strict):
+def test_many_fields_leave_nothing(traced, strict):
     large = []
-    for i in range(1000):
-        weight = torch.full((2, 100_000), i / 1000)
+    for i in range(200):
+        weight = torch.full((2, 10_000), i / 200)
         large.append(weakref.ref(weight))
         solve(pull_to(weight))
     del weight
@@ -164,7 +165,7 @@ def test_a_thousand_fields_leave_nothing(traced, strict):
     assert len(traced) == 1 and not any(r() is not None for r in large)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_classes_leave_their_programs_only(count, traced, strict):
     large = []
     for i in range(count):
@@ -174,7 +175,7 @@ def test_classes_leave_their_programs_only(count, traced, strict):
 
             def __init__(self):
                 super().__init__()
-                self.weight = torch.nn.Parameter(torch.ones(512, 512))
+                self.weight = torch.nn.Parameter(torch.ones(8, 8))
 
             def forward(self, t, y):
                 return super().forward(t, y) + self.weight[:2, :3] * self.number
@@ -189,7 +190,7 @@ def test_classes_leave_their_programs_only(count, traced, strict):
 
 def test_programs_at_hand_are_called_without_torchs_wrapper(traced, strict, monkeypatch):
     """Until a condition fails, or torch has thrown them away; equal tolerances are two inputs."""
-    fine, equal = (dict(dt=None, controller=PID(rtol=r, atol=1e-5)) for r in (1e-4, 1e-5))
+    fine, equal = (dict(solver=Heun(), dt=None, controller=PID(rtol=r, atol=1e-5)) for r in (1e-4, 1e-5))
     solve(decay("1.0"), **equal)
     (program,) = ENGINE._program.kept.values()
     first = program.functions.made["first"]
@@ -216,8 +217,8 @@ def decay(rate):
 
 
 def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
-    monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(2))
-    for _ in range(5):
+    monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(1))
+    for _ in range(3):
 
         class Fresh(Net):
             pass
@@ -226,7 +227,7 @@ def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
     graphs = [weakref.ref(graph) for graph in traced]
     traced.clear()
     gc.collect()
-    assert [graph() is None for graph in graphs] == [True] * 3 + [False] * 2
+    assert [graph() is None for graph in graphs] == [True, True, False]
 
 
 @pytest.mark.slow
