@@ -56,17 +56,19 @@ def pulled(compile, per_sample, rule, times=False, saved=True, **options):
     return torch.autograd.grad((sol.ys.sin() * weights).sum(), wanted), counts["evaluations"], sol
 
 
+QUICK = dict(solver=dxdt.Heun(), controller=dxdt.PID(rtol=1e-3, atol=1e-4))
 FIXED = dict(solver=dxdt.Heun(), controller=None, dt=0.07)
 GRID = torch.linspace(2.1, 0.3, 30, dtype=D)
 EACH = torch.stack([torch.linspace(b, a, 9, dtype=D) for a, b in ((0, 1), (0.3, 2.1), (-0.2, 0.4), (2, 0.5))], 1)
 PLAIN = dict(controller=dxdt.PID(rtol=1e-5, atol=torch.tensor([1e-6, 1e-7, 1e-6])))
 CASES = {
-    "joint": (False, {}, dict(times=True)),
+    "joint": (False, {}, dict(times=True, **QUICK)),
     "joint-full-norm": (False, dict(seminorm=False), {}),
-    "rows": (True, {}, dict(times=True)),
+    "rows": (True, {}, dict(times=True, **FIXED)),
+    "adaptive": (False, {}, dict(times=True)),
+    "adaptive-rows": (True, {}, dict(times=True)),
     "one-interval": (False, {}, dict(saved=False, solver=dxdt.Bosh3())),
     "fixed-steps": (False, {}, FIXED),
-    "fixed-steps-rows": (True, {}, FIXED),
     "other-method": (False, dict(solver=dxdt.Bosh3(), controller=dxdt.PI(rtol=1e-4)), FIXED),
     "tolerances": (False, dict(seminorm=False), PLAIN),
     "grid": (False, dict(controller=Grid(GRID), solver=dxdt.RK4()), {}),
@@ -107,14 +109,15 @@ def test_more_generated_code(name, strict):
 
 
 def test_training_is_one_program(traced, strict):
-    """A hundred steps of training with any number of saved times: one forward, one backward."""
+    """Steps of training with any number of saved times: one forward, one backward."""
     net = Net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    options = dict(solver=dxdt.Heun(), dt=0.25, gradient=Backsolve())
     losses = []
-    for i in range(100):
+    for i in range(9):
         save = Save(times=torch.linspace(0.1, 1.0, 1 + i % 7, dtype=D))
         y0 = torch.ones(4, 3, dtype=D)
-        sol = dxdt.solve(dxdt.ODE(net), y0, (0.0, 1.0), save=save, gradient=Backsolve(), compile=True, dt=0.25)
+        sol = dxdt.solve(dxdt.ODE(net), y0, (0.0, 1.0), save=save, compile=True, **options)
         loss = sol.ys[-1].square().sum()
         optimiser.zero_grad()
         loss.backward()
@@ -123,23 +126,30 @@ def test_training_is_one_program(traced, strict):
     assert len(traced) == 2 and losses[-1] < losses[0]
 
 
+@pytest.fixture
+def few_objects():
+    """What was there before is left out when objects are collected and listed, which takes long otherwise."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def bytes_of_tensors():
     gc.collect()
     return sum(x.numel() * x.element_size() for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_memory_does_not_grow_with_steps(traced):
+def test_memory_does_not_grow_with_steps(traced, few_objects):
     net, kept = Net(), []
-    for steps in (50, 50, 800):
+    for steps in (20, 20, 300):
         y0 = torch.ones(4, 3, dtype=D, requires_grad=True)
         before = bytes_of_tensors()
         sol = dxdt.solve(
             *(dxdt.ODE(net), y0, (0.0, 1.0)), dt=1 / steps, solver=dxdt.Heun(), gradient=Backsolve(), compile=True
         )
         kept.append(bytes_of_tensors() - before)
-        sol.y1.sum().backward()
-        assert y0.grad is not None and sol.stats.steps == steps
+        assert sol.y1.requires_grad and sol.stats.steps == steps
     assert kept[1] == kept[2] < 4096
 
 
@@ -168,7 +178,7 @@ def test_rows_that_failed_contribute_zero(traced, strict):
         def field(t, y, theta):
             return torch.tanh(y * theta) + blow * y**3 * theta
 
-        options = dict(per_sample=True, throw=False, max_steps=200, gradient=Backsolve(), compile=compile)
+        options = dict(per_sample=True, throw=False, max_steps=100, gradient=Backsolve(), compile=compile, **QUICK)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*samples failed")
             sol = dxdt.solve(dxdt.ODE(field), y0, (0.0, 1.0), args=(theta,), **options)
@@ -184,7 +194,9 @@ def test_a_backward_solve_that_fails_is_an_error(traced, strict):
     y0 = torch.ones(3, dtype=D, requires_grad=True)
     for compile in (True, False):
         rule = Backsolve(max_steps=2)
-        sol = dxdt.solve(dxdt.ODE(Net()), y0, (0.0, 3.0), gradient=rule, compile=compile)
+        sol = dxdt.solve(
+            dxdt.ODE(lambda t, y: -y), y0, (0.0, 3.0), gradient=rule, compile=compile, solver=dxdt.Heun(), dt=0.5
+        )
         with pytest.raises(RuntimeError, match="backward solve of Backsolve failed: took max_steps.*Checkpointed"):
             sol.y1.sum().backward()
 
@@ -196,15 +208,15 @@ def test_a_backward_solve_without_compiled_form_runs_eager(fresh, monkeypatch):
     made = iter([lambda graph, inputs: graph.forward])
     monkeypatch.setattr(functions, "backend", lambda graph, inputs: next(made)(graph, inputs))
     with pytest.warns(RuntimeWarning, match="the backward solve has no compiled form"):
-        found, _, _ = pulled(True, True, {})
-    wanted, _, _ = pulled(False, True, {})
+        found, _, _ = pulled(True, False, {}, **FIXED)
+    wanted, _, _ = pulled(False, False, {}, **FIXED)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-11)
 
 
 def test_what_the_rule_refuses_it_refuses_compiled(traced):
     w, y0 = torch.tensor(0.5, dtype=D, requires_grad=True), torch.ones(2, dtype=D, requires_grad=True)
-    options = dict(gradient=Backsolve(), compile=True)
+    options = dict(gradient=Backsolve(), compile=True, solver=dxdt.Heun(), dt=0.5)
     with pytest.raises(ValueError, match="not an input of the solve"):
         dxdt.solve(dxdt.ODE(lambda t, y: -w * y), y0, (0.0, 1.0), **options)
     with pytest.raises(ValueError, match="dense output"):

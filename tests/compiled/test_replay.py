@@ -100,6 +100,7 @@ def start(scale=1.0):
 
 
 SPANS = (torch.tensor([0.0, 0.5, 1.0], dtype=F64), torch.tensor([1.5, -0.5, 1.1], dtype=F64))
+QUICK = dict(solver=Heun(), controller=PID(rtol=1e-3, atol=1e-4))
 ADAPTIVE = dict(solver=Bosh3(), controller=PID(rtol=1e-5, atol=1e-6))
 AT_ENDS = torch.stack([s + (e - s) * torch.linspace(0, 1, 4, dtype=F64) for s, e in zip(*SPANS, strict=True)], 1)
 # Name: span and options; the tolerance is of rounding, since steps are the same.
@@ -108,8 +109,8 @@ CASES = {
         (1.0, 0.0),
         dict(controller=Grid(torch.linspace(1, 0, 12)), save=Save(steps=True, every=2)),
     ),
-    "spans-times": (SPANS, dict(**ADAPTIVE, per_sample=True, save=AT_ENDS)),
-    "three-chunks": ((0.0, 1.0), dict(solver=dxdt.Euler(), dt=1 / 600, save=torch.linspace(0, 1, 7))),
+    "spans-times": (SPANS, dict(**QUICK, per_sample=True, save=AT_ENDS)),
+    "two-chunks": ((0.0, 1.0), dict(solver=dxdt.Euler(), dt=1 / 50, save=torch.linspace(0, 1, 7))),
     "dense": ((0.0, 1.0), dict(**ADAPTIVE, save=Save(dense=True, end=True))),
     "clipped-jumps": (
         (0.0, 1.0),
@@ -117,6 +118,7 @@ CASES = {
     ),
     "end-only": ((0.0, 1.0), dict(per_sample=True)),
 }
+SHORT = {"two-chunks": 32}  # steps to a chunk, where it is not the usual number
 SLOW = {"dense", "clipped-jumps", "end-only", "backwards-grid-every"}
 
 
@@ -153,8 +155,9 @@ def expect_same(a, b, tolerance=1e-12):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
-def test_replayed_is_eager(name, lane, strict):
+def test_replayed_is_eager(name, lane, strict, monkeypatch):
     """Values and gradients, three times: the first is not captured, the others have other inputs."""
+    monkeypatch.setattr(ENGINE, "_SLOTS", SHORT.get(name, ENGINE._SLOTS))
     span, options = CASES[name]
     results = []
     for scale, rate, seed in ((1.0, 0.8, 2), (0.7, 0.9, 2), (0.9, 0.6, 3)):
@@ -169,9 +172,10 @@ def test_replayed_is_eager(name, lane, strict):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
-def test_generated_turns_are_eager(name, lane, strict):
+def test_generated_turns_are_eager(name, lane, strict, monkeypatch):
     """The same with turns that are compiled by torch."""
     lane.compiler = inner
+    monkeypatch.setattr(ENGINE, "_SLOTS", SHORT.get(name, ENGINE._SLOTS))
     span, options = CASES[name]
     for scale in (1.0, 0.7):
         expect_same(*(pulled(Net(), 0.8, start(scale), span, c, **options) for c in (True, False)), 1e-11)
@@ -193,7 +197,17 @@ def test_events(lane, strict):
     def solve(compile, height):
         y0 = torch.stack([height, 0 * height], -1).requires_grad_()
         event = Event(lambda t, y: y[..., 0])
-        sol = dxdt.solve(ODE(field), y0, (0.0, 2.0), event=event, per_sample=True, compile=compile, save=[0.2, 0.4])
+        sol = dxdt.solve(
+            ODE(field),
+            y0,
+            (0.0, 2.0),
+            event=event,
+            per_sample=True,
+            compile=compile,
+            save=[0.2, 0.4],
+            solver=Heun(),
+            dt=0.1,
+        )
         return sol, torch.autograd.grad(sol.t1.sum() + torch.nan_to_num(sol.ys).sum(), y0)
 
     for heights in ([1.0, 5.0, 40.0], [2.0, 3.0, 1.0]):
@@ -293,7 +307,7 @@ def test_a_field_that_counts(lane, strict):
     fields = Counting(), Counting()
 
     def solve(field, compile):
-        options = dict(dt=0.1, solver=Heun(), compile=compile, save=Save(steps=True, end=True))
+        options = dict(dt=0.2, solver=Heun(), compile=compile, save=Save(steps=True, end=True))
         return dxdt.solve(ODE(field), start(), (0.0, 1.0), **options)
 
     solve(fields[0], True)  # a field is evaluated once more when it is first met
