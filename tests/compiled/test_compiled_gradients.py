@@ -56,12 +56,12 @@ def pulled(field, net, compile, **options):
     return torch.autograd.grad(value(sol), tensors), sol
 
 
+LOOSE = PID(rtol=1e-3, atol=1e-4)
 ADAPTIVE = dict(per_sample=True, solver=Bosh3(), controller=PID(rtol=1e-5, atol=1e-6))
+EVERY = dict(solver=Heun(), dt=0.07, save=Save(steps=True, every=2, end=True))
 CASES = {
-    "steps-joint": dict(solver=Heun(), dt=0.07, save=Save(steps=True, every=2, end=True)),
     "dense-rows": dict(per_sample=True, solver=Heun(), dt=0.11, save=Save(dense=True, end=True)),
-}
-SLOW_CASES = {
+    "steps-joint": EVERY,
     "times-rows": dict(**ADAPTIVE, save=[0.0, 0.3, 0.77, 1.0]),
     "default-joint": dict(),
     "dopri8-rows": dict(per_sample=True, solver=dxdt.Dopri8(), save=[0.2, 0.9]),
@@ -79,23 +79,18 @@ def expect_same_gradients(field, net, **options):
         assert torch.allclose(g, w, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+def some(names, quick):
+    """The names of a table, all but the quick ones behind the slow marker."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some(CASES, ["dense-rows"]))
 def test_compiled_gradients(name, strict):
     net = Net()
     expect_same_gradients(net, net, **CASES[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(SLOW_CASES))
-def test_more_compiled_gradients(name, strict):
-    net = Net()
-    expect_same_gradients(net, net, **SLOW_CASES[name])
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["method", "helper", *(pytest.param(k, marks=pytest.mark.slow) for k in ("module", "lambda"))],
-)
+@pytest.mark.parametrize("kind", some(["module", "method", "lambda", "helper"], ["method"]))
 def test_kinds_of_fields(kind, traced, strict):
     """A module, a bound method, and lambdas that close over a module or call a function that does."""
     net = Net()
@@ -109,7 +104,7 @@ def test_kinds_of_fields(kind, traced, strict):
         "lambda": lambda t, y, r: net(t, y, r),
         "helper": lambda t, y, r: 2 * helper(t, y, r),
     }
-    expect_same_gradients(fields[kind], net, solver=Heun(), dt=0.2)
+    expect_same_gradients(fields[kind], net, **EVERY)
     assert len(traced) == 2
 
 
@@ -119,7 +114,12 @@ def test_unused_and_frozen_inputs(traced, strict):
     net.outer.bias.requires_grad_(False)
     y0, rate, idle = start(3, 2).requires_grad_(), torch.tensor(0.8, dtype=F64), start(2)
     idle.requires_grad_()
-    sol = dxdt.solve(ODE(lambda t, y, r, idle: net(t, y, r)), y0, (0.0, 1.0), args=(rate, idle), dt=0.25, compile=True)
+
+    def helper(t, y, rate):
+        return net(t, y, rate)
+
+    field = ODE(lambda t, y, r, idle: helper(t, y, r))
+    sol = dxdt.solve(field, y0, (0.0, 1.0), args=(rate, idle), solver=Heun(), dt=0.25, compile=True)
     sol.ys.sum().backward()
     assert net.outer.bias.grad is None and rate.grad is None
     assert idle.grad is None or not idle.grad.any()
@@ -134,50 +134,49 @@ def hazard(t, y, kind, rate):
     return torch.where(kind == 2, y * y * 30 * rate + 30, bad)
 
 
-def test_failing_rows_contribute_nothing(strict):
-    """Cotangents of a failed row's values are zero, and it leaves no trace in what rows share."""
-    options = dict(ADAPTIVE, save=[0.25, 1.0], max_steps=200)
+HAZARDS = dict(solver=Heun(), per_sample=True, controller=LOOSE, save=[0.02, 0.3, 1.0], max_steps=120)
 
-    def pull(kinds, rows, compile):
-        y0, rate = start(4, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*samples failed")
-            sol = dxdt.solve(ODE(hazard), y0, (0.0, 1.0), args=(kinds, rate), compile=compile, **options)
-        return sol, torch.autograd.grad(sol.ys[:, rows].square().sum(), (y0, rate))
+
+def pull_hazard(kinds, part, compile):
+    """The statuses, and the gradients of a part of the values."""
+    y0, rate = start(4, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
+    gradient = None if compile else Checkpointed()
+    options = dict(HAZARDS, args=(kinds, rate), compile=compile, gradient=gradient)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*samples failed")
+        sol = dxdt.solve(ODE(hazard), y0, (0.0, 1.0), **options)
+    return sol, torch.autograd.grad(part(sol).square().sum(), (y0, rate))
+
+
+def expect_failures_apart():
+    """Cotangents of a failed row's values leave no trace, but values that were reached still have gradients."""
+
+    def of_good_rows(sol):
+        return sol.ys[:, [0, 3]]
+
+    def reached(sol):
+        return torch.where(sol.reached.unsqueeze(-1), sol.ys, 0.0)
 
     kinds, good = torch.tensor([0, 1, 2, 0]), [0, 3]
-    sol, (gy, grate) = pull(kinds, good, True)
+    sol, (gy, grate) = pull_hazard(kinds, of_good_rows, True)
     assert [s.ok for s in sol.status] == [True, False, False, True]
-    _, (quiet_y, quiet_rate) = pull(kinds * 0, good, True)
+    assert sol.reached[:, 1].tolist() == [True, True, False]
+    _, (quiet_y, quiet_rate) = pull_hazard(kinds * 0, of_good_rows, True)
     assert torch.equal(gy[good], quiet_y[good]) and not gy[[1, 2]].any()
     assert torch.equal(grate, quiet_rate)
-    _, (eager_y, eager_rate) = pull(kinds, good, False)
-    assert torch.allclose(gy, eager_y, rtol=1e-10, atol=1e-10)
-    assert torch.allclose(grate, eager_rate, rtol=1e-10, atol=1e-10)
-
-
-def test_values_before_a_failure_count(traced, strict):
-    """A failing row's values that were reached still have their gradients."""
-    kinds, grads = torch.tensor([0, 1, 2, 0]), []
-    for compile in (True, False):
-        y0, rate = start(4, 2).requires_grad_(), torch.tensor(0.8, dtype=F64, requires_grad=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*samples failed")
-            sol = dxdt.solve(
-                ODE(hazard),
-                y0,
-                (0.0, 1.0),
-                args=(kinds, rate),
-                compile=compile,
-                gradient=Checkpointed(),
-                save=[0.02, 0.3, 1.0],
-                max_steps=200,
-                **ADAPTIVE,
-            )
-        kept = torch.where(sol.reached.unsqueeze(-1), sol.ys, 0.0)
-        grads.append(torch.autograd.grad(kept.square().sum(), (y0, rate)))
-    for g, w in zip(*grads, strict=True):
+    (_, given), (_, wanted) = (pull_hazard(kinds, reached, c) for c in (True, False))
+    assert given[0][1].any()
+    for g, w in zip((gy, grate, *given), (*pull_hazard(kinds, of_good_rows, False)[1], *wanted), strict=True):
         assert torch.isfinite(g).all() and torch.allclose(g, w, rtol=1e-10, atol=1e-10)
+
+
+def test_failing_rows(traced, strict):
+    expect_failures_apart()
+
+
+@pytest.mark.slow
+def test_failing_rows_of_generated_code(strict):
+    expect_failures_apart()
 
 
 def timed(t, y):
@@ -203,25 +202,32 @@ def pulled_times(per_sample, ends, times, compile, save=None, **options):
 
 
 TIMES = {
-    "ends-and-times-rows": (True, True, True, ADAPTIVE | {"per_sample": None}),
+    "ends-and-times-rows": (True, True, True, dict(solver=Heun(), controller=LOOSE)),
     "times-joint": (False, False, True, dict(solver=Heun(), dt=0.1)),
     "ends-saved-inside": (False, True, False, dict(solver=Bosh3())),
     "ends-every-step": (True, True, False, dict(solver=Heun(), dt=0.3, save=Save(steps=True, end=True))),
-    "ends-dense": (False, True, False, dict(solver=Bosh3(), save=Save(dense=True, end=True))),
-    "more-than-a-chunk": (False, True, True, dict(solver=Heun(), dt=0.003)),
+    "ends-dense": (
+        False,
+        True,
+        False,
+        dict(solver=Heun(), controller=LOOSE, save=Save(dense=True, end=True)),
+    ),
+    "more-than-a-chunk": (False, True, True, dict(solver=Heun(), dt=0.0035)),
     "one-step": (True, True, True, dict(solver=dxdt.RK4(), dt=5.0)),
 }
 
 
 def expect_same_time_gradients(name):
     per_sample, ends, times, options = TIMES[name]
-    options = {k: v for k, v in options.items() if k != "per_sample"}
     given, wanted = (pulled_times(per_sample, ends, times, c, **options) for c in (True, False))
     for g, w in zip(given, wanted, strict=True):
         assert torch.allclose(g, w, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", list(TIMES))
+QUICK_TIMES = ("ends-and-times-rows", "ends-dense", "more-than-a-chunk")
+
+
+@pytest.mark.parametrize("name", some(TIMES, QUICK_TIMES))
 def test_gradients_of_times(name, traced, strict):
     expect_same_time_gradients(name)
 
@@ -235,7 +241,7 @@ def test_compiled_gradients_of_times(name, strict):
 def test_parameters_changed_before_the_backward_pass(traced, strict):
     """An error as in eager code, never the gradient at other parameters."""
     net = Net()
-    sol = dxdt.solve(ODE(lambda t, y: net(t, y, 1.0)), start(3, 2), (0.0, 1.0), dt=0.25, compile=True)
+    sol = dxdt.solve(ODE(lambda t, y: net(t, y, 1.0)), start(3, 2), (0.0, 1.0), solver=Heun(), dt=0.25, compile=True)
     with torch.no_grad():
         net.inner.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -51,7 +51,7 @@ def stiffening(t, y):
 
 @pytest.mark.parametrize("per_sample", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_rejected_ends_are_met_again(per_sample, traced, strict):
-    controller = Clip(Revisit(dxdt.PID(1e-5, 1e-6), depth=16), steps=[0.3])
+    controller = Clip(Revisit(dxdt.PID(1e-4, 1e-5), depth=16), steps=[0.3])
     found, wanted = both(
         ODE(stiffening), solver=dxdt.Bosh3(), controller=controller, dt=0.9, per_sample=per_sample, save=[0.3, 1.0]
     )

@@ -50,7 +50,7 @@ def fixed(t, y, a):
 
 KINDS = {Diagonal(): vector, Scalar(): vector, Additive(2): fixed, General(2): matrix}
 
-QUICK = ("EulerMaruyama", Diagonal), ("Milstein", General), ("ShARK", Additive)
+QUICK = ("Milstein", General), ("ShARK", Additive)
 
 
 def compiling(kind=Solver):
@@ -102,11 +102,12 @@ def test_every_method_on_every_noise(solver, noise, g, traced, strict):
 def test_training_with_new_seeds_is_one_program(traced, strict):
     """Seeds, noise and numbers of steps are inputs."""
     eq, answers = SDE(drift, vector), set()
-    for seed in range(20):
+    expect_same(eq, EulerMaruyama(), grad=True)
+    for seed in range(10):
         options = {"driver": Increments(seed), "grad": True, "dt": 0.5 / (2 + seed % 5)}
         sol, _ = solve(eq, True, EulerMaruyama(), **options)
-        answers.add(float(sol.ys.sum()))
-    assert len(traced) == 2 and len(answers) == 20
+        answers.add(float(sol.ys.detach().sum()))
+    assert len(traced) == 2 and len(answers) == 10
 
 
 @pytest.mark.slow
