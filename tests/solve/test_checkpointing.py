@@ -299,7 +299,7 @@ def check_live_bytes(counts):
 
 def test_live_bytes_against_steps():
     """Direct: all graphs. Stored: states. Slots and backsolve: constant."""
-    check_live_bytes((50, 150))
+    check_live_bytes((20, 60))
 
 
 @pytest.mark.slow

@@ -48,8 +48,8 @@ def measured(batch, span, grad=False, **options):
 
 def per_step(batch, grad=False, **options):
     """Operations of one more attempted step, beyond those of the field."""
-    ops0, steps0, evals0 = measured(batch, (0.0, 5.0), grad, **options)
-    ops1, steps1, evals1 = measured(batch, (0.0, 20.0), grad, **options)
+    ops0, steps0, evals0 = measured(batch, (0.0, 2.5), grad, **options)
+    ops1, steps1, evals1 = measured(batch, (0.0, 10.0), grad, **options)
     field = operations_of_field(batch)
     assert steps1 > steps0 + 5
     return (ops1 - ops0 - field * (evals1 - evals0)) / (steps1 - steps0), field

@@ -125,7 +125,9 @@ def grid(t0, t1):
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
 @pytest.mark.parametrize("rule", RULES, ids=ids)
-@pytest.mark.parametrize("solver", [dxdt.Tsit5(), dxdt.RK4(), dxdt.Heun()], ids=identify)
+@pytest.mark.parametrize(
+    "solver", [dxdt.Tsit5(), pytest.param(dxdt.RK4(), marks=pytest.mark.slow), dxdt.Heun()], ids=identify
+)
 def test_gradcheck(solver, rule, per_sample):
     """Finite differences on a given grid, whose inner times are constants of the solve."""
     net, (y0, force, t0, t1, times) = problem(per_sample)
@@ -424,7 +426,7 @@ def check_growth(counts):
 
 
 def test_memory_grows_with_the_graph_or_with_the_states():
-    check_growth((30, 100))
+    check_growth((12, 40))
 
 
 @pytest.mark.slow
@@ -482,6 +484,6 @@ def test_without_gradients_nothing_is_kept(rule):
     y0 = torch.randn(1, WIDTH, dtype=torch.float64)
     live = LiveBytes()
     with torch.no_grad(), live:
-        sol = dxdt.solve(dxdt.ODE(net), y0, (0, 1), dt=0.001, gradient=rule)
+        sol = dxdt.solve(dxdt.ODE(net), y0, (0, 1), dt=0.005, gradient=rule)
     assert live.peak < 60 * WIDTH * 8
-    assert sol.stats.steps == 1000
+    assert sol.stats.steps == 200
