@@ -165,7 +165,8 @@ def test_replayed_is_eager(name, lane, strict, monkeypatch):
         a, b = (pulled(net, rate, start(scale), span, c, **options) for c in (True, False))
         expect_same(a, b)
         results.append((a[0].ys, [x.clone() for x in leaves(a[0].ys)]))
-    assert len(lane.made) <= 3 and lane.captures == 2 * len(lane.turns())
+    # A size that is met once is not captured.
+    assert len(lane.made) <= 3 and 0 < lane.captures <= 2 * len(lane.turns())
     for ys, then in results:
         assert all(torch.equal(x, y) for x, y in zip(leaves(ys), then, strict=True)), "results are in held tensors"
 
