@@ -16,7 +16,7 @@ class Field(torch.nn.Module):
         return torch.tanh(self.linear(y)) * torch.cos(t)
 
 
-@pytest.mark.parametrize("method", [pytest.param("dopri5", marks=pytest.mark.slow), "bosh3"])
+@pytest.mark.parametrize("method", [pytest.param("dopri5", marks=pytest.mark.slow), "adaptive_heun"])
 def test_odeint_compiles_forward_and_backward(method, traced, strict):
     field, y0 = Field(), torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
     t = torch.linspace(0, 1, 4, dtype=torch.float64)
@@ -51,14 +51,19 @@ def largest(x):
     [
         pytest.param(odeint, "euler", {}, Field, marks=pytest.mark.slow),
         (odeint, "midpoint", {"step_size": 0.13, "interp": "cubic"}, Field),
-        (odeint, "euler", {"grid_constructor": lambda f, y, t: torch.linspace(0, 1, 8, dtype=torch.float64)}, Field),
-        (odeint, "adaptive_heun", {"norm": largest}, Field),
-        (odeint, "adaptive_heun", JUMPS, Pair),
-        (odeint_adjoint, "euler", {"step_size": 0.1}, Field),
+        (
+            odeint_adjoint,
+            "euler",
+            {"grid_constructor": lambda f, y, t: torch.linspace(t[0], t[-1], 8, dtype=t.dtype)},
+            Field,
+        ),
+        (odeint, "adaptive_heun", {"norm": largest, **JUMPS}, Field),
+        pytest.param(odeint, "bosh3", JUMPS, Pair, marks=pytest.mark.slow),
+        pytest.param(odeint_adjoint, "rk4", {"step_size": 0.1}, Field, marks=pytest.mark.slow),
         pytest.param(odeint, "explicit_adams", {"step_size": 0.1}, Field, marks=pytest.mark.slow),
         pytest.param(odeint, "fixed_adams", {"step_size": 0.06}, Field, marks=pytest.mark.slow),
     ],
-    ids=["euler", "cubic", "grid", "norm", "tuple-jumps", "adjoint", "explicit-adams", "fixed-adams"],
+    ids=["euler", "cubic", "adjoint-grid", "norm-jumps", "tuple-jumps", "adjoint", "explicit-adams", "fixed-adams"],
 )
 def test_fixed_grids_norms_tuples_and_jumps(api, method, options, field, traced, strict):
     func, y0 = field(), torch.rand(2, 3, dtype=torch.float64)

@@ -98,7 +98,7 @@ def refuses_tensors(rate):
     return lambda t, y: -y * torch.nn.functional.dropout(y, rate, training=rate > 1).sum()
 
 
-@pytest.mark.parametrize("make", [floats_only, refuses_tensors])
+@pytest.mark.parametrize("make", [floats_only, pytest.param(refuses_tensors, marks=pytest.mark.slow)])
 def test_numbers_that_tensors_cannot_stand_for(make, traced):
     """A field that tells tensors from numbers, or refuses them, keeps its numbers."""
     for i in range(3):

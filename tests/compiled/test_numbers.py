@@ -212,7 +212,7 @@ def follow(place, values, grad=False):
 
 
 # One of each kind; all of them in the slow suite.
-USUAL = ("in_nested_closure", "in_partial_keyword", "in_class", "in_type")
+USUAL = ("in_nested_closure", "in_partial_keyword")
 CASES = [x if x in USUAL else pytest.param(x, marks=pytest.mark.slow) for x in PLACES]
 
 

@@ -71,7 +71,7 @@ def test_what_varies_is_an_input(traced, strict):
     def field(t, y, a):
         return torch.sin(t) - a * y
 
-    for i in range(0, 20, 3):
+    for i in (0, 9, 19):
         changed = dict(
             solver=Heun(),
             t=(0.1 * i, 2.0 - 0.2 * i),
@@ -86,9 +86,9 @@ def test_what_varies_is_an_input(traced, strict):
         assert torch.allclose(sol.ys, eager.ys, atol=1e-6)
     for i in range(0, 20, 4):
         solve(field, args=(torch.tensor(1.0),), dt=0.1 + i / 100, save=[0.5])
-    for i in (2, 3, 9, 19):
+    for i in (2, 9):
         solve(field, t=torch.linspace(0, 1, i), dt=None, solver=Heun(), args=(torch.tensor(1.0),), save=[0.5])
-    assert len(traced) <= 2 + 4
+    assert len(traced) <= 4
 
 
 def test_what_a_field_holds_is_seen(traced):
@@ -131,12 +131,10 @@ def test_training_mode_and_frozen_parameters_are_seen(traced, strict):
             return super().forward(t, y) * (2.0 if self.training else 1.0)
 
     net = Moody()
-    for mode in (True, False, True):
-        net.train(mode)
-        for wanted in (True, False):
-            net.requires_grad_(wanted)
-            assert torch.allclose(solve(net).ys, solve(net, compile=False).ys, atol=1e-6)
-    assert len(traced) <= 4
+    for mode, wanted in ((True, True), (False, True), (False, False), (True, True)):
+        net.train(mode).requires_grad_(wanted)
+        assert torch.allclose(solve(net).ys, solve(net, compile=False).ys, atol=1e-6)
+    assert len(traced) <= 3
 
 
 def test_programs_let_go_of_fields(traced, strict):
@@ -156,8 +154,8 @@ def test_programs_let_go_of_fields(traced, strict):
 
 def test_many_fields_leave_nothing(traced, strict):
     large = []
-    for i in range(200):
-        weight = torch.full((2, 10_000), i / 200)
+    for i in range(100):
+        weight = torch.full((2, 10_000), i / 100)
         large.append(weakref.ref(weight))
         solve(pull_to(weight))
     del weight
@@ -165,10 +163,10 @@ def test_many_fields_leave_nothing(traced, strict):
     assert len(traced) == 1 and not any(r() is not None for r in large)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_classes_leave_their_programs_only(count, traced, strict):
+@pytest.mark.slow
+def test_classes_leave_their_programs_only(traced, strict):
     large = []
-    for i in range(count):
+    for i in range(20):
 
         class Large(Net):
             number = i
@@ -218,7 +216,7 @@ def decay(rate):
 
 def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
     monkeypatch.setattr(ENGINE, "_program", ENGINE._Programs(1))
-    for _ in range(3):
+    for _ in range(2):
 
         class Fresh(Net):
             pass
@@ -227,7 +225,7 @@ def test_programs_given_up_free_their_code(traced, strict, monkeypatch):
     graphs = [weakref.ref(graph) for graph in traced]
     traced.clear()
     gc.collect()
-    assert [graph() is None for graph in graphs] == [True, True, False]
+    assert [graph() is None for graph in graphs] == [True, False]
 
 
 @pytest.mark.slow
