@@ -418,3 +418,20 @@ def test_a_small_step_in_float32_rounds_once():
         options={"step_size": 0.01},
     )
     assert abs(y[-1].item() - 4.6) < 2e-5
+
+
+def test_callbacks_are_called_where_nothing_else_is_asked_for():
+    """A solve of two times saves its end alone, so that no other observer looks."""
+    seen = []
+
+    class Field(torch.nn.Module):
+        def forward(self, t, y):
+            return -y
+
+        def callback_step(self, t, y, dt):
+            seen.append(float(t))
+
+    for method in ("dopri5", "rk4"):
+        seen.clear()
+        odeint(Field(), torch.ones(2), torch.tensor([0.0, 1.0]), method=method)
+        assert seen and seen[0] == 0.0

@@ -104,7 +104,8 @@ class Watched(Gradient):
         def watched(plan: Any, carry: Any, observe: Any) -> Any:
             def look(carry: Any, attempt: Any, after: Any) -> None:
                 self._tell(layout, attempt)
-                observe(carry, attempt, after)
+                if observe is not None:
+                    observe(carry, attempt, after)
 
             return loop(plan, carry, look)
 
