@@ -189,3 +189,45 @@ def test_modules_that_remember_run_eager(traced, make):
         assert all("whenever it is called" in str(w.message) for w in told)
         held.append([getattr(net, name, None) for name in ("nfe", "times")] + list(net.buffers()))
     assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(*held, strict=True))
+
+
+def counting(kind):
+    """A field that notes its calls in something that it closes over, and what it noted."""
+    calls, total, number = [], torch.zeros(()), 0
+
+    def in_list(t, y):
+        calls.append(1)
+        return -y
+
+    def in_tensor(t, y):
+        total.add_(1)
+        return -y
+
+    def in_number(t, y):
+        nonlocal number
+        number += 1
+        return -y
+
+    fields = {"list": in_list, "tensor": in_tensor, "number": in_number}
+    return fields[kind], lambda: (len(calls), float(total), number)
+
+
+@pytest.mark.parametrize("kind", ["list", "tensor", "number"])
+def test_functions_that_remember_run_eager(fresh, kind):
+    """The look at a field leaves no trace, and the counts are those of the eager loop."""
+    noted = []
+    for compiled in (True, False):
+        field, counts = counting(kind)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            dxdt.solve(dxdt.ODE(field), torch.ones(3), (0.0, 1.0), dt=0.5, solver=dxdt.RK4(), compile=compiled)
+        assert len(told) == compiled and all("whenever it is called" in str(w.message) for w in told)
+        noted.append(counts())
+    assert noted[0] == noted[1] and sum(noted[0]) == 8
+
+
+def test_a_buffer_that_is_not_a_number_is_no_change(traced, strict):
+    net = Listed()
+    net.register_buffer("unused", torch.tensor(float("nan")))
+    with torch.no_grad():
+        dxdt.solve(dxdt.ODE(lambda t, y: net(y)), torch.ones(2, 3, dtype=D), (0.0, 1.0), dt=0.5, compile=True)

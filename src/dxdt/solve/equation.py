@@ -136,12 +136,12 @@ def modules_of(f: Any, depth: int = 2) -> Iterator[nn.Module]:
 
 def held(f: Any) -> Iterator[Any]:
     """What a function closes over, and the defaults of its arguments."""
-    yield from (c.cell_contents for c in f.__closure__ or () if _filled(c))
+    yield from (c.cell_contents for c in f.__closure__ or () if filled(c))
     yield from f.__defaults__ or ()
     yield from (f.__kwdefaults__ or {}).values()
 
 
-def _filled(cell: Any) -> bool:
+def filled(cell: Any) -> bool:
     try:
         _ = cell.cell_contents
     except ValueError:

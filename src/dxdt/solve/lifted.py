@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dxdt.ops.tree import flatten, tree_map
-from dxdt.solve.equation import ODE, _filled
+from dxdt.solve.equation import ODE, filled
 from dxdt.solve.identity import identified
 from dxdt.solve.plan import Plan
 from dxdt.solve.untouched import untouched
@@ -110,7 +110,7 @@ def _looked_through(f: Any) -> bool:
 def _parts(f: Any) -> tuple[Any, ...]:
     if isinstance(f, partial):
         return f.func, *f.args, *f.keywords.values()
-    cells = [c.cell_contents for c in f.__closure__ or () if _filled(c)]
+    cells = [c.cell_contents for c in f.__closure__ or () if filled(c)]
     return *cells, *(f.__defaults__ or ()), *(f.__kwdefaults__ or {}).values()
 
 
@@ -132,9 +132,9 @@ def _lifted(f: Any, depth: int = _DEPTH) -> Any:
         return partial(inner(f.func), *map(inner, f.args), **{k: inner(x) for k, x in f.keywords.items()})
     cells = []
     for cell in f.__closure__ or ():
-        value = inner(cell.cell_contents) if _filled(cell) else None
+        value = inner(cell.cell_contents) if filled(cell) else None
         # What the function may write to stays where it was.
-        cells.append(cell if not _filled(cell) or value is cell.cell_contents else CellType(value))
+        cells.append(cell if not filled(cell) or value is cell.cell_contents else CellType(value))
     defaults = None if f.__defaults__ is None else tuple(map(inner, f.__defaults__))
     made = FunctionType(f.__code__, f.__globals__, f.__name__, defaults, tuple(cells))
     made.__kwdefaults__ = None if f.__kwdefaults__ is None else {k: inner(x) for k, x in f.__kwdefaults__.items()}

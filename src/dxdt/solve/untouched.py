@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dxdt.solve.equation import filled, held
 from dxdt.solve.plan import Plan
 
 __all__ = ["Look", "Seeds", "untouched"]
@@ -45,52 +47,89 @@ class Seeds:
 
 @dataclass
 class _Held:
-    """What a module holds as it is now."""
+    """What a module or a function holds by name, as it is now.
 
-    module: nn.Module
-    attributes: dict[str, Any] = field(init=False)
+    Attributes:
+        owner: its name.
+        now: what it holds.
+        put: holds a value again.
+    """
+
+    owner: str
+    now: Callable[[], dict[str, Any]]
+    put: Callable[[str, Any], None]
+    before: dict[str, Any] = field(init=False)
     lengths: dict[str, int] = field(init=False)
-    buffers: dict[str, Tensor | None] = field(init=False)
     copies: dict[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.attributes, self.buffers = dict(self.module.__dict__), dict(self.module._buffers)
-        self.lengths = _lengths(self.module)
-        self.copies = {name: b.detach().clone() for name, b in self.buffers.items() if b is not None}
+        self.before = self.now()
+        self.lengths = _lengths(self.before)
+        tensors = {name: x for name, x in self.before.items() if isinstance(x, Tensor) and not x.requires_grad}
+        self.copies = {name: x.clone() for name, x in tensors.items() if x.numel() <= _COPIED and _is_plain(x)}
 
     def changed(self) -> str | None:
         """The name of something that changed since."""
-        now = self.module.__dict__
-        found = [name for name in now if name not in self.attributes or now[name] is not self.attributes[name]]
-        found += [name for name, length in _lengths(self.module).items() if length != self.lengths.get(name, length)]
-        found += [name for name, b in self.module._buffers.items() if self._is_new(name, b)]
-        return found[0] if found else None
+        now, lengths = self.now(), _lengths(self.before)
+        for name, value in now.items():
+            if name not in self.before or value is not self.before[name]:
+                return name
+            if lengths.get(name) != self.lengths.get(name) or not self._same(name):
+                return name
+        return None
 
-    def _is_new(self, name: str, buffer: Tensor | None) -> bool:
-        copy = self.copies.get(name)
-        return buffer is not self.buffers.get(name) or copy is not None and not _same(buffer, copy)
+    def _same(self, name: str) -> bool:
+        if name not in self.copies:
+            return True
+        a, b = self.before[name], self.copies[name]
+        return a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all())
 
     def restore(self) -> None:
         """Back to how it was."""
-        self.module.__dict__.update(self.attributes)
-        self.module._buffers.update(self.buffers)
-        for name, length in self.lengths.items():
-            entries = self.attributes[name]
-            if isinstance(entries, list):
-                del entries[length:]
-        for name, value in self.copies.items():
-            buffer = self.buffers[name]
-            if buffer is not None and not _same(buffer, value):
-                buffer.copy_(value)
+        now = self.now()
+        for name, value in self.before.items():
+            if name not in now or now[name] is not value:
+                self.put(name, value)
+            if isinstance(value, list):
+                del value[self.lengths[name] :]
+            elif not self._same(name):
+                value.copy_(self.copies[name])
 
 
-def _lengths(module: nn.Module) -> dict[str, int]:
-    kinds = (list, dict, set, deque)
-    return {name: len(x) for name, x in module.__dict__.items() if isinstance(x, kinds)}
+# Larger tensors, data rather than counts, are not copied to be compared.
+_COPIED = 1 << 22
 
 
-def _same(buffer: Tensor | None, copy: Tensor) -> bool:
-    return buffer is not None and torch.equal(buffer, copy)
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and x.layout == torch.strided and x.device.type != "meta"
+
+
+def _lengths(values: dict[str, Any]) -> dict[str, int]:
+    return {name: len(x) for name, x in values.items() if isinstance(x, (list, dict, set, deque))}
+
+
+def _of_module(module: nn.Module) -> _Held:
+    def put(name: str, value: Any) -> None:
+        (module._buffers if name in module._buffers else module.__dict__)[name] = value
+
+    return _Held(type(module).__name__, lambda: {**module.__dict__, **module._buffers}, put)
+
+
+def _of_functions(f: Any, depth: int = 2) -> Iterator[_Held]:
+    """A function and those that it holds."""
+    if not isinstance(f, FunctionType):
+        return
+    cells = dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
+
+    def now() -> dict[str, Any]:
+        return {name: cell.cell_contents for name, cell in cells.items() if filled(cell)}
+
+    def put(name: str, value: Any) -> None:
+        cells[name].cell_contents = value
+
+    yield _Held(f.__name__, now, put)
+    for value in held(f) if depth else ():
+        yield from _of_functions(value, depth - 1)
 
 
 @dataclass(frozen=True)
@@ -107,24 +146,25 @@ class Look:
 
     @property
     def changed(self) -> str | None:
-        """Something that a module remembers of the evaluation: class and name; None where nothing is."""
-        found = ((x.module, x.changed()) for x in self.held)
-        return next((f"{type(module).__name__}.{name}" for module, name in found if name is not None), None)
+        """Something that a module or a function remembers of the evaluation; None where nothing is."""
+        found = ((x.owner, x.changed()) for x in self.held)
+        return next((f"{owner}.{name}" for owner, name in found if name is not None), None)
 
 
 @contextmanager
 def untouched(plan: Plan) -> Generator[Look]:
-    """A block that evaluates the fields of a plan, after which counts, seeds and what modules hold are as before."""
+    """A block that evaluates the fields of a plan, after which counts, seeds and what is held are as before."""
     meter, seeds = plan.equation.meter, Seeds(plan.equation.layout.device)
     assert meter is not None
     count = meter.evaluations
     modules = {id(m): m for top in plan.equation.modules() for m in top.modules()}.values()
-    held = [_Held(m) for m in modules]
+    kept = [_of_module(m) for m in modules]
+    kept += [x for f in plan.equation.equation.fields for x in _of_functions(f)]
     try:
         with torch.no_grad():
-            yield Look(seeds, held)
+            yield Look(seeds, kept)
     finally:
         meter.evaluations = count
         seeds.restore()
-        for module in held:
-            module.restore()
+        for one in kept:
+            one.restore()
