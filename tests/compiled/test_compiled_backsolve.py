@@ -1,7 +1,6 @@
 """The continuous adjoint compiled: the steps and gradients of the eager one, by one program."""
 
 import gc
-import warnings
 from collections import Counter
 
 import pytest
@@ -167,28 +166,6 @@ def test_frozen_parameters_and_unused_arguments(traced, strict):
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-12)
     assert not found[0][1].any()
-
-
-def test_rows_that_failed_contribute_zero(traced, strict):
-    blow = torch.tensor([0.0, 40.0, 0.0], dtype=D)[:, None]
-    found = []
-    for compile in (True, False):
-        y0 = torch.full((3, 2), 0.4, dtype=D, requires_grad=True)
-        theta = torch.tensor([0.5, 0.8], dtype=D, requires_grad=True)
-
-        def field(t, y, theta):
-            return torch.tanh(y * theta) + blow * y**3 * theta
-
-        options = dict(per_sample=True, throw=False, max_steps=100, gradient=Backsolve(), compile=compile, **QUICK)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*samples failed")
-            sol = dxdt.solve(dxdt.ODE(field), y0, (0.0, 1.0), args=(theta,), **options)
-        assert [s.ok for s in sol.status] == [True, False, True]
-        loss = torch.where(sol.reached[..., None], sol.ys, 0.0).sum()
-        found.append(torch.autograd.grad(loss, (y0, theta)))
-    for one, other in zip(*found, strict=True):
-        assert torch.isfinite(one).all() and torch.allclose(one, other, rtol=1e-9, atol=1e-11)
-    assert not found[0][0][1].any()
 
 
 def test_a_backward_solve_that_fails_is_an_error(traced, strict):

@@ -8,22 +8,12 @@ import torch
 import dxdt
 from dxdt import ODE, PID, Bosh3, Checkpointed, Heun, Save
 from dxdt.ops.tree import leaves
+from nets import Swung
 
 F64 = torch.float64
 
 
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(2)
-        self.inner, self.outer = torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator, dtype=F64) / 2
-
-    def forward(self, t, y, rate):
-        time = t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
-        return self.outer(torch.tanh(self.inner(y))) * rate - y * torch.sin(time)
-
+class Net(Swung):
     def by_name(self, t, y, rate):
         return self.forward(t, y, rate)
 

@@ -134,26 +134,6 @@ def test_only_clocks_are_kept(traced, strict, monkeypatch):
     assert sol.stats.steps == steps and sum(size.values()) <= 24 * steps + 64
 
 
-def test_rows_that_failed_contribute_zero(traced, strict):
-    blow = torch.tensor([0.0, 80.0, 0.0], dtype=D)[:, None]
-    found = []
-    for compile in (True, False):
-        y0 = torch.full((3, 2), 0.4, dtype=D, requires_grad=True)
-        theta = torch.tensor([0.5, 0.8], dtype=D, requires_grad=True)
-
-        def field(t, y, theta):
-            return torch.tanh(y * theta) + blow * y**3 * theta
-
-        options = dict(per_sample=True, throw=False, max_steps=300, gradient=Reversible(), compile=compile, dt=0.05)
-        sol = dxdt.solve(*(dxdt.ODE(field), y0, (0.0, 3.0)), args=(theta,), solver=ReversibleHeun(), **options)
-        assert [s.ok for s in sol.status] == [True, False, True]
-        loss = torch.where(sol.reached[..., None], sol.ys, 0.0).sum()
-        found.append(torch.autograd.grad(loss, (y0, theta)))
-    for one, other in zip(*found, strict=True):
-        assert torch.isfinite(one).all() and torch.allclose(one, other, rtol=1e-9, atol=1e-11)
-    assert not found[0][0][1].any()
-
-
 def test_a_walk_that_misses_its_start_warns(traced, strict):
     y0 = torch.ones(2, dtype=D, requires_grad=True)
     options = dict(solver=ReversibleHeun(), dt=0.1, gradient=Reversible(), compile=True)

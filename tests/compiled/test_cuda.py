@@ -7,23 +7,11 @@ import dxdt
 from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Checkpointed, Event, Grid, Increments, Save
 from dxdt.ops.replay import Graphs
 from dxdt.ops.tree import leaves
+from nets import Swung
 
 F64 = torch.float64
 
 pytestmark = pytest.mark.gpu
-
-
-class Net(torch.nn.Module):
-    def __init__(self, width=16, dtype=F64):
-        super().__init__()
-        generator = torch.Generator().manual_seed(2)
-        self.inner, self.outer = torch.nn.Linear(2, width), torch.nn.Linear(width, 2)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator, dtype=F64).to(dtype) / 2
-
-    def forward(self, t, y, rate):
-        time = t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
-        return self.outer(torch.tanh(self.inner(y))) * rate - y * torch.sin(time)
 
 
 def start(device, scale=1.0, rows=3):
@@ -44,7 +32,10 @@ CASES = {
 
 def pulled(device, compile, span, scale=1.0, gradient=None, **options):
     """A solution and its gradients, on the CPU."""
-    net, y0 = Net().to(device), start(device, scale).requires_grad_()
+    net, y0 = (
+        Swung(width=16).to(device),
+        start(device, scale).requires_grad_(),
+    )
     rate = torch.tensor(0.8, dtype=F64, device=device, requires_grad=True)
     if gradient is None and not compile:
         gradient = Checkpointed()
@@ -107,7 +98,7 @@ def trained(steps, monkeypatch):
         return capture(self, work)
 
     monkeypatch.setattr(Graphs, "__call__", counted)
-    net = Net(dtype=torch.float32).cuda()
+    net = Swung(width=16, dtype=torch.float32).cuda()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.02)
     rate = torch.tensor(1.0, device="cuda")
     for i in range(steps):
@@ -149,7 +140,7 @@ def test_memory_is_flat(fresh, strict):
 
 def test_streams(fresh, strict):
     """Solves of one program on two streams follow each other, and results are nobody else's."""
-    net = Net().cuda().requires_grad_(False)
+    net = Swung(width=16).cuda().requires_grad_(False)
     rate = torch.tensor(0.8, dtype=F64, device="cuda")
 
     def solve(scale, compile=True):

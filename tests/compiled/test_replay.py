@@ -17,6 +17,7 @@ from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Checkpointed, Clip, Event, Gri
 from dxdt.ops.compiler import inner, traced
 from dxdt.ops.replay import Recent, Repetition, Replayed, take_apart
 from dxdt.ops.tree import leaves
+from nets import Swung
 
 CLOCK, ENGINE, FUNCTIONS, GRADIENT, REVERSE, TRANSFER, REPLAY = (
     importlib.import_module(f"dxdt.{name}")
@@ -80,19 +81,6 @@ def lane(fresh, monkeypatch):
     monkeypatch.setattr(REVERSE, "replays", lambda device: True)
     monkeypatch.setattr(REPLAY, "_warned", set())
     return lane
-
-
-class Net(torch.nn.Module):
-    def __init__(self, seed=2):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.inner, self.outer = torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, generator=generator, dtype=F64) / 2
-
-    def forward(self, t, y, rate):
-        time = t.reshape(t.shape + (1,) * (y.ndim - t.ndim))
-        return self.outer(torch.tanh(self.inner(y))) * rate - y * torch.sin(time)
 
 
 def start(scale=1.0):
@@ -161,7 +149,7 @@ def test_replayed_is_eager(name, lane, strict, monkeypatch):
     span, options = CASES[name]
     results = []
     for scale, rate, seed in ((1.0, 0.8, 2), (0.7, 0.9, 2), (0.9, 0.6, 3)):
-        net = Net(seed)
+        net = Swung(seed)
         a, b = (pulled(net, rate, start(scale), span, c, **options) for c in (True, False))
         expect_same(a, b)
         results.append((a[0].ys, [x.clone() for x in leaves(a[0].ys)]))
@@ -179,7 +167,7 @@ def test_generated_turns_are_eager(name, lane, strict, monkeypatch):
     monkeypatch.setattr(ENGINE, "_SLOTS", SHORT.get(name, ENGINE._SLOTS))
     span, options = CASES[name]
     for scale in (1.0, 0.7):
-        expect_same(*(pulled(Net(), 0.8, start(scale), span, c, **options) for c in (True, False)), 1e-11)
+        expect_same(*(pulled(Swung(), 0.8, start(scale), span, c, **options) for c in (True, False)), 1e-11)
 
 
 @pytest.mark.slow
@@ -187,7 +175,7 @@ def test_backsolve(lane, strict):
     """The adjoint, too, is a loop that is replayed."""
     options = dict(**ADAPTIVE, per_sample=True, save=[0.4, 1.0], gradient=Backsolve())
     for scale in (1.0, 0.7, 0.9):
-        expect_same(*(pulled(Net(), 0.8, start(scale), (0.0, 1.0), c, **options) for c in (True, False)), 1e-11)
+        expect_same(*(pulled(Swung(), 0.8, start(scale), (0.0, 1.0), c, **options) for c in (True, False)), 1e-11)
     assert len(lane.made) == 2
 
 
@@ -237,7 +225,7 @@ def test_noise(lane, strict):
 @pytest.mark.slow
 def test_training_captures_once(lane, strict):
     """A hundred steps of training with solves of different lengths."""
-    net = Net()
+    net = Swung()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.02)
     losses, lengths = [], set()
     for i in range(100):
@@ -257,7 +245,7 @@ def test_training_captures_once(lane, strict):
 def test_large_inputs_are_read_where_they_are(lane, strict, monkeypatch):
     """Until they move, from when on they are copied."""
     monkeypatch.setattr(REPLAY, "_SMALL", 0)
-    net, y0 = Net().requires_grad_(False), start()
+    net, y0 = Swung().requires_grad_(False), start()
     kept = []
 
     def solve():
