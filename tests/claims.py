@@ -11,10 +11,10 @@ import pytest
 from torch import Tensor
 
 import dxdt
-from dxdt.ops.clock import SINGLE
+from dxdt.diffeq.methods.solver import Solver, Step
+from dxdt.diffeq.problem.equation import Rows
+from dxdt.ops.times import SINGLE
 from dxdt.ops.tree import Layout
-from dxdt.solve.equation import Rows
-from dxdt.solve.solver import Solver, Step
 
 __all__ = ["EXPLICIT", "PAIRS", "SOLVERS", "crossed", "identify", "one_step", "slope", "steps_of"]
 

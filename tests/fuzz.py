@@ -300,7 +300,10 @@ def compare(case: Case) -> tuple[list[str], list[str]]:
 
 def main(first: int, last: int) -> None:
     """Compare seeds, one line for each that differs."""
-    engine, fallback = import_module("dxdt.solve.engine"), import_module("dxdt.solve.fallback")
+    engine, fallback = (
+        import_module("dxdt.diffeq.programs.engine"),
+        import_module("dxdt.diffeq.programs.eager_fallback"),
+    )
     torch.set_num_threads(1)
     bad = eager = 0
     for seed in range(first, last):

@@ -3,17 +3,20 @@
 import importlib
 from types import ModuleType
 
-from dxdt import solve as _room
+from dxdt import diffeq as _room
+from dxdt.diffeq import *  # noqa: F403
 from dxdt.models import regularise
+from dxdt.moved import install as _keep_old_names
 from dxdt.paths import Brownian, Correlated, Increments, SpaceTime
-from dxdt.solve import *  # noqa: F403
 
 __version__ = "0.1.0"
 
 __all__ = ["Brownian", "Correlated", "Increments", "SpaceTime", "__version__", "regularise"]
 __all__ += _room.__all__
 
-_LATER = ("compat", "diffusion", "interop", "lab", "nn")
+_keep_old_names()
+
+_LATER = ("compat", "diffeq", "diffusion", "interop", "lab", "models", "nn", "paths")
 
 
 def __getattr__(name: str) -> ModuleType:

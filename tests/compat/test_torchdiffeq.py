@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dxdt.compat.torchdiffeq import odeint, odeint_adjoint, odeint_dense, odeint_event
-from dxdt.solve import SolveError, Status
+from dxdt.diffeq import SolveError, Status
 
 F64 = torch.float64
 SPIN = torch.tensor([[-0.1, 2.0], [-2.0, -0.1]], dtype=F64)

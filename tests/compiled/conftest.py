@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 
-ENGINE = importlib.import_module("dxdt.solve.engine")
-COMPILED = importlib.import_module("dxdt.solve.compiled")
-FUNCTIONS = importlib.import_module("dxdt.solve.functions")
-FALLBACK = importlib.import_module("dxdt.solve.fallback")
-LIFTED = importlib.import_module("dxdt.solve.lifted")
+ENGINE = importlib.import_module("dxdt.diffeq.programs.engine")
+COMPILED = importlib.import_module("dxdt.diffeq.compiled.forward")
+FUNCTIONS = importlib.import_module("dxdt.compiler.compile")
+FALLBACK = importlib.import_module("dxdt.diffeq.programs.eager_fallback")
+LIFTED = importlib.import_module("dxdt.diffeq.programs.scalars")
 
 
 @pytest.fixture

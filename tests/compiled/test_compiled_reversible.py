@@ -11,7 +11,7 @@ from dxdt import PID, AsynchronousLeapfrog, Direct, McCallumFoster, Reversible, 
 from dxdt.ops.tree import leaves
 
 D = torch.float64
-ENGINE = importlib.import_module("dxdt.solve.engine")
+ENGINE = importlib.import_module("dxdt.diffeq.programs.engine")
 
 
 class Net(nn.Module):
@@ -158,7 +158,7 @@ def test_what_cannot_be_walked_compiled_runs_eager(fresh):
 
 @pytest.mark.slow
 def test_a_walk_without_compiled_form_runs_eager(fresh, monkeypatch):
-    from dxdt.solve import functions
+    from dxdt.diffeq import functions
 
     made = iter([lambda graph, inputs: graph.forward])
     monkeypatch.setattr(functions, "backend", lambda graph, inputs: next(made)(graph, inputs))

@@ -5,7 +5,7 @@ import torch
 
 import dxdt
 from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Checkpointed, Event, Grid, Increments, Save
-from dxdt.ops.replay import Graphs
+from dxdt.compiler.cuda import Graphs
 from dxdt.ops.tree import leaves
 from nets import Swung
 

@@ -10,7 +10,7 @@ from dxdt import ODE, PID, Bosh3, Clip, Event, Grid, Heun, Save
 from dxdt.ops.tree import leaves
 
 F64 = torch.float64
-AHEAD = importlib.import_module("dxdt.solve.ahead")
+AHEAD = importlib.import_module("dxdt.diffeq.programs.predrawn")
 START = torch.tensor([[10.0, 0.0], [3.0, 1.0], [200.0, 0.0], [1.0, 0.0]], dtype=F64)
 
 

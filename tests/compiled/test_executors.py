@@ -16,8 +16,8 @@ import torch
 
 import dxdt
 from dxdt import ODE, PI, PID, Bosh3, Clip, Constant, Dopri5, Dopri8, Grid, Heun, Save, Separable, Tsit5
+from dxdt.diffeq.problem.status import Status
 from dxdt.ops.tree import leaves
-from dxdt.solve.solution import Status
 
 F32, F64 = torch.float32, torch.float64
 

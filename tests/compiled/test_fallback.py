@@ -176,7 +176,7 @@ def test_eager_backward_with_parameters_and_arguments(traced, monkeypatch):
     def backend(graph, inputs):
         return next(made)(graph, inputs)
 
-    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
+    monkeypatch.setattr(import_module("dxdt.compiler.compile"), "backend", backend)
     with pytest.warns(RuntimeWarning, match="the backward pass has no compiled form"):
         given = pull(True)
     for g, w in zip(given, pull(False), strict=True):
@@ -189,7 +189,7 @@ def failing_compiler(graph, inputs):
 
 @pytest.mark.parametrize("grad", [pytest.param(False, marks=SLOW), True])
 def test_no_compiler(grad, traced, monkeypatch):
-    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", failing_compiler)
+    monkeypatch.setattr(import_module("dxdt.compiler.compile"), "backend", failing_compiler)
     expect_eager(lambda t, y: -y, grad, "no working C++ compiler: install")
 
 
@@ -202,7 +202,7 @@ def test_a_later_chunk_fails(dense, traced, monkeypatch):
         made.append(graph)
         return graph.forward if len(made) == 1 else failing_compiler(graph, inputs)
 
-    monkeypatch.setattr(import_module("dxdt.solve.functions"), "backend", backend)
+    monkeypatch.setattr(import_module("dxdt.compiler.compile"), "backend", backend)
     a, b = (answer(lambda t, y: -y, c, False, dt=0.0035, save=save)[0] for c in (True, False))
     assert len(made) == 2 and a.stats == b.stats
     if dense:

@@ -85,7 +85,7 @@ def test_all_orders(solver, strict):
 
 def test_the_start_costs_no_more_than_it_is(traced, strict, monkeypatch):
     """Only the first steps are the starter's, also over several chunks, and their number is no part of the program."""
-    monkeypatch.setattr(import_module("dxdt.solve.engine"), "_SLOTS", 16)
+    monkeypatch.setattr(import_module("dxdt.diffeq.programs.engine"), "_SLOTS", 16)
     for steps in (12, 40):
         options = dict(solver=AdamsBashforth(3), dt=1 / steps, save=Save(steps=True))
         (a, given), (b, wanted) = (solved(c, **options) for c in (True, False))

@@ -11,7 +11,7 @@ import pytest
 
 GENERATOR = """
     import torch
-    from dxdt.ops import random
+    from dxdt.ops.random import generator as random
     from torch._higher_order_ops.while_loop import while_loop
 
     def draw(seed, row, node, size):

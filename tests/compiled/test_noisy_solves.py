@@ -26,7 +26,7 @@ from dxdt import (
     StochasticHeun,
     Stratonovich,
 )
-from dxdt.solve.solver import Solver
+from dxdt.diffeq.methods.solver import Solver
 
 F64 = torch.float64
 MATRIX = torch.tensor([[0.3, -0.1], [0.2, 0.4], [0.0, 0.25]], dtype=F64)
@@ -113,7 +113,7 @@ def test_training_with_new_seeds_is_one_program(traced, strict):
 @pytest.mark.slow
 def test_runs_longer_than_a_chunk(traced, strict, monkeypatch):
     """The noise of a step does not depend on how the solve is cut into runs."""
-    monkeypatch.setattr(import_module("dxdt.solve.ahead"), "_NUMBERS", 6 * 7)
+    monkeypatch.setattr(import_module("dxdt.diffeq.programs.predrawn"), "_NUMBERS", 6 * 7)
     eq = SDE(drift, vector)
     expect_same(eq, EulerMaruyama(), dt=1 / 40)
     (a, _), (b, _) = (solve(eq, True, EulerMaruyama(), dt=1 / 40, save=save) for save in (None, [0.0, 1.0]))

@@ -17,8 +17,8 @@ import dxdt
 from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Brownian, Clip, Grid, Heun, Increments, Save
 
 ENGINE, FUNCTIONS, REVERSE, ADJOINT = (
-    importlib.import_module(f"dxdt.solve.{name}")
-    for name in ("engine", "functions", "reverse_chunk", "adjoint_program")
+    importlib.import_module(f"dxdt.{name}")
+    for name in ("diffeq.programs.engine", "compiler.compile", "diffeq.programs.pullback", "diffeq.compiled.adjoint")
 )
 F64 = torch.float64
 

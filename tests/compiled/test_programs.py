@@ -11,7 +11,7 @@ import torch
 import dxdt
 from dxdt import ODE, PID, Euler, Heun
 
-ENGINE = importlib.import_module("dxdt.solve.engine")
+ENGINE = importlib.import_module("dxdt.diffeq.programs.engine")
 
 
 class Net(torch.nn.Module):
@@ -205,7 +205,7 @@ def test_programs_at_hand_are_called_without_torchs_wrapper(traced, strict, monk
 
 
 def test_where_torch_keeps_programs_otherwise_its_wrapper_serves(traced, strict, monkeypatch):
-    monkeypatch.delattr(importlib.import_module("dxdt.solve.entries").frames, "_debug_get_cache_entry_list")
+    monkeypatch.delattr(importlib.import_module("dxdt.compiler.direct_dispatch").frames, "_debug_get_cache_entry_list")
     answers = [solve(decay("1.0"), dt=0.1, compile=c).ys for c in (True, True, False)]
     assert len(traced) == 1 and torch.allclose(answers[1], answers[2])
 

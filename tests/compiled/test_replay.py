@@ -14,21 +14,21 @@ import torch
 
 import dxdt
 from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Checkpointed, Clip, Event, Grid, Heun, Increments, Save
-from dxdt.ops.compiler import inner, traced
-from dxdt.ops.replay import Recent, Repetition, Replayed, take_apart
+from dxdt.compiler.backend import inner, traced
+from dxdt.compiler.cuda import Recent, Repetition, Replayed, take_apart
 from dxdt.ops.tree import leaves
 from nets import Swung
 
 CLOCK, ENGINE, FUNCTIONS, GRADIENT, REVERSE, TRANSFER, REPLAY = (
     importlib.import_module(f"dxdt.{name}")
     for name in (
-        "ops.clock",
-        "solve.engine",
-        "solve.functions",
-        "solve.compiled_gradient",
-        "solve.reverse_chunk",
-        "solve.transfer",
-        "ops.replay.program",
+        "ops.times",
+        "diffeq.programs.engine",
+        "compiler.compile",
+        "diffeq.compiled.checkpointed",
+        "diffeq.programs.pullback",
+        "diffeq.programs.transfer",
+        "compiler.cuda.replay",
     )
 )
 F64, CPU = torch.float64, torch.device("cpu")

@@ -10,9 +10,9 @@ import torch
 import dxdt
 from dxdt import ODE, PID, Clip, Euler, Heun, Tsit5
 
-SIZES = importlib.import_module("dxdt.solve.sizes")
-COMPILER = importlib.import_module("dxdt.ops.compiler")
-EXTENT = importlib.import_module("dxdt.ops.native.extent")
+SIZES = importlib.import_module("dxdt.diffeq.programs.open_batch")
+COMPILER = importlib.import_module("dxdt.compiler.backend")
+EXTENT = importlib.import_module("dxdt.compiler.native.sizes")
 
 
 class Net(torch.nn.Module):

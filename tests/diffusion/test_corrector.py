@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import dxdt
+from dxdt.diffeq import AdamsBashforth, EulerMaruyama, Exponential, HalfStep, Heun, Inside, Solver, Tsit5
 from dxdt.diffusion import (
     DDIM,
     EDM,
@@ -34,7 +35,6 @@ from dxdt.diffusion import (
     sample,
 )
 from dxdt.paths import Brownian, Increments
-from dxdt.solve import AdamsBashforth, EulerMaruyama, Exponential, HalfStep, Heun, Inside, Solver, Tsit5
 from impulses import M, S, exact, law
 from processes import PROCESSES, ends
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dxdt.diffeq import RK4, EulerMaruyama
 from dxdt.diffusion import (
     DDIM,
     VP,
@@ -20,7 +21,6 @@ from dxdt.diffusion import (
     interpolate,
 )
 from dxdt.nn import UNet
-from dxdt.solve import RK4, EulerMaruyama
 from impulses import MU, M, S, exact
 from processes import PROCESSES, ends
 

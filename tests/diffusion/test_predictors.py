@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import dxdt
+from dxdt.diffeq import AdamsBashforth, Euler, EulerMaruyama, HalfStep, Heun, Milstein
 from dxdt.diffusion import (
     DDIM,
     EDM,
@@ -32,7 +33,6 @@ from dxdt.diffusion import (
     sample,
 )
 from dxdt.paths import Brownian, Increments
-from dxdt.solve import AdamsBashforth, Euler, EulerMaruyama, HalfStep, Heun, Milstein
 from impulses import MU, M, S, exact, law
 from processes import PROCESSES, ends
 
@@ -359,7 +359,7 @@ def test_step_doubling_adapts_a_predictor():
 
 ORACLE = gaussian_oracle(VP(), M, S)
 X = torch.zeros(2, 3).double()
-NAME = "dxdt.diffusion.reverse"
+NAME = "dxdt.diffusion.sampling.reverse"
 
 
 @pytest.mark.parametrize(

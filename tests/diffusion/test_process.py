@@ -26,7 +26,7 @@ from dxdt.diffusion import (
     linear_betas,
 )
 from dxdt.diffusion import MeanReverting as Restoring
-from dxdt.diffusion.process import along
+from dxdt.diffusion.processes.process import along
 from processes import PROCESSES, MeanReverting, grid
 
 T = torch.linspace(1e-3, 0.99, 41, dtype=torch.float64)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dxdt.diffeq import PID, Tsit5, solve
 from dxdt.diffusion import (
     VP,
     GaussianOracle,
@@ -14,7 +15,6 @@ from dxdt.diffusion import (
     linear_betas,
     reverse,
 )
-from dxdt.solve import PID, Tsit5, solve
 from processes import PROCESSES, ends, grid
 
 M, S2 = torch.tensor([0.5, -1.0, 0.2]).double(), torch.tensor([0.1, 0.6, 1.4]).double()

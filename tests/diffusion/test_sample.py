@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dxdt.diffeq import RK4, EulerMaruyama, Exponential
 from dxdt.diffusion import (
     VP,
     Angle,
@@ -30,7 +31,6 @@ from dxdt.diffusion import (
 )
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
-from dxdt.solve import RK4, EulerMaruyama, Exponential
 from processes import CLASSIC, PROCESSES, MeanReverting
 
 M = torch.tensor([0.5, -1.0, 0.0]).double()

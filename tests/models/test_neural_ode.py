@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dxdt.diffeq import PID, Checkpointed
 from dxdt.models import Augmented, NeuralODE
 from dxdt.nn import MLPField
-from dxdt.solve import PID, Checkpointed
 
 
 class Linear(nn.Module):

@@ -7,9 +7,9 @@ from torch import nn
 
 import dxdt
 from claims import one_step
+from dxdt.diffeq.problem.density import augment as follow_density
 from dxdt.models.regularise import Jacobian, Kinetic, augment, random_end, step_terms
 from dxdt.ops.autodiff import Exact, Hutchinson
-from dxdt.solve.density import augment as follow_density
 
 D = torch.float64
 TIGHT = dxdt.PID(rtol=1e-9, atol=1e-11)

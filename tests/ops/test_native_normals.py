@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dxdt.ops import random
-from dxdt.ops.native import library, normals
+from dxdt.ops import cpp as library
+from dxdt.ops.random import generator as random
+from dxdt.ops.random import native as normals
 
 native = pytest.mark.skipif(normals.generator() is None, reason="no C++ compiler")
 RNG = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dxdt.ops import random
+from dxdt.ops.random import generator as random
 
 ONES = 0xFFFFFFFF
 # Random123's known-answer file for philox4x32-10: counter, key, output.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dxdt.ops import random
-from dxdt.ops.native.normals import generator
+from dxdt.ops.random.native import generator
 from dxdt.paths import (
     Brownian,
     Correlated,

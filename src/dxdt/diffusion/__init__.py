@@ -1,17 +1,31 @@
 """Diffusion models: processes, denoisers, training objectives, sampling and likelihoods."""
 
-from dxdt.diffusion.ancestral import DDIM, Ancestral
-from dxdt.diffusion.bridge import BrownianBridge, OUBridge
-from dxdt.diffusion.churn import Churn
-from dxdt.diffusion.clock import Clock, Index, LogScale, log_snr, noise_to_signal
-from dxdt.diffusion.corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
-from dxdt.diffusion.covariance import covariance_product, posterior_covariance
-from dxdt.diffusion.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
-from dxdt.diffusion.encode import decode, encode, interpolate
-from dxdt.diffusion.exploding import EDM, VE
-from dxdt.diffusion.flow import RectifiedFlow
-from dxdt.diffusion.grid import Angle, CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
-from dxdt.diffusion.likelihood import (
+from dxdt.diffusion.denoisers.covariance import covariance_product, posterior_covariance
+from dxdt.diffusion.denoisers.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
+from dxdt.diffusion.denoisers.noise_label import Clock, Index, LogScale, log_snr, noise_to_signal
+from dxdt.diffusion.denoisers.oracle import GaussianOracle, JointOracle, MixtureOracle, gaussian_oracle
+from dxdt.diffusion.denoisers.parameterisation import (
+    AngularVelocity,
+    Data,
+    Debiased,
+    Noise,
+    Parameterisation,
+    Residual,
+    Score,
+    Velocity,
+)
+from dxdt.diffusion.denoisers.posterior import Place, Posterior
+from dxdt.diffusion.denoisers.preconditioning import (
+    EDMPreconditioning,
+    IDDPMPreconditioning,
+    Preconditioning,
+    SelfPreconditioned,
+    VEPreconditioning,
+    VPPreconditioning,
+)
+from dxdt.diffusion.denoisers.threshold import Clip, Dynamic, Thresholded
+from dxdt.diffusion.evaluation.encode import decode, encode, interpolate
+from dxdt.diffusion.evaluation.likelihood import (
     BitsPerDim,
     Law,
     Levels,
@@ -20,8 +34,36 @@ from dxdt.diffusion.likelihood import (
     bits_per_dim,
     log_likelihood,
 )
-from dxdt.diffusion.mean_reverting import OUVE, Denoising, MeanReverting
-from dxdt.diffusion.objective import (
+from dxdt.diffusion.processes.bridge import BrownianBridge, OUBridge
+from dxdt.diffusion.processes.exploding import EDM, VE
+from dxdt.diffusion.processes.flow import RectifiedFlow
+from dxdt.diffusion.processes.mean_reverting import OUVE, Denoising, MeanReverting
+from dxdt.diffusion.processes.process import Prior, Process
+from dxdt.diffusion.processes.reversion import ConstantCurve, CosineCurve, LinearCurve, Reversion
+from dxdt.diffusion.processes.schedule import Constant, Cosine, Linear, Scaled, Schedule
+from dxdt.diffusion.processes.table import (
+    LogAlpha,
+    LogSigma,
+    Smooth,
+    Table,
+    cosine_betas,
+    linear_betas,
+    scaled_linear_betas,
+    zero_terminal_snr,
+)
+from dxdt.diffusion.processes.transition import Pinned, Transition
+from dxdt.diffusion.processes.variance import VP, SubVP
+from dxdt.diffusion.sampling.ancestral import DDIM, Ancestral
+from dxdt.diffusion.sampling.churn import Churn
+from dxdt.diffusion.sampling.corrector import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
+from dxdt.diffusion.sampling.grid import Angle, CosineTime, Given, Karras, Landing, LogSNR, Quadratic, Time, TimeGrid
+from dxdt.diffusion.sampling.predictor import Identity, Predictor
+from dxdt.diffusion.sampling.profile import Profile, Varying, Window
+from dxdt.diffusion.sampling.reclocked import InLogSNR
+from dxdt.diffusion.sampling.reverse import ProbabilityFlow, Reverse, ReverseSDE, reverse
+from dxdt.diffusion.sampling.reverse_diffusion import ReverseDiffusion
+from dxdt.diffusion.sampling.sample import Samples, draw, integrate, prior_noise, sample
+from dxdt.diffusion.training.objective import (
     DataWeight,
     DenoisingScoreMatching,
     EDMLoss,
@@ -35,47 +77,7 @@ from dxdt.diffusion.objective import (
     maximum_likelihood,
     smld,
 )
-from dxdt.diffusion.oracle import GaussianOracle, JointOracle, MixtureOracle, gaussian_oracle
-from dxdt.diffusion.parameterisation import (
-    AngularVelocity,
-    Data,
-    Debiased,
-    Noise,
-    Parameterisation,
-    Residual,
-    Score,
-    Velocity,
-)
-from dxdt.diffusion.posterior import Place, Posterior
-from dxdt.diffusion.preconditioning import (
-    EDMPreconditioning,
-    IDDPMPreconditioning,
-    Preconditioning,
-    SelfPreconditioned,
-    VEPreconditioning,
-    VPPreconditioning,
-)
-from dxdt.diffusion.predictor import Identity, Predictor
-from dxdt.diffusion.process import Prior, Process
-from dxdt.diffusion.profile import Profile, Varying, Window
-from dxdt.diffusion.reclocked import InLogSNR
-from dxdt.diffusion.reverse import ProbabilityFlow, Reverse, ReverseSDE, reverse
-from dxdt.diffusion.reverse_diffusion import ReverseDiffusion
-from dxdt.diffusion.reversion import ConstantCurve, CosineCurve, LinearCurve, Reversion
-from dxdt.diffusion.sample import Samples, draw, integrate, prior_noise, sample
-from dxdt.diffusion.schedule import Constant, Cosine, Linear, Scaled, Schedule
-from dxdt.diffusion.table import (
-    LogAlpha,
-    LogSigma,
-    Smooth,
-    Table,
-    cosine_betas,
-    linear_betas,
-    scaled_linear_betas,
-    zero_terminal_snr,
-)
-from dxdt.diffusion.threshold import Clip, Dynamic, Thresholded
-from dxdt.diffusion.time_law import (
+from dxdt.diffusion.training.time_law import (
     DiscreteTimes,
     LogNormalScale,
     Mixed,
@@ -85,8 +87,6 @@ from dxdt.diffusion.time_law import (
     UniformTime,
     low_discrepancy,
 )
-from dxdt.diffusion.transition import Pinned, Transition
-from dxdt.diffusion.variance import VP, SubVP
 
 __all__ = [
     "DDIM",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dxdt.diffeq import Save
 from dxdt.diffusion import (
     VP,
     Denoiser,
@@ -53,7 +54,6 @@ from dxdt.lab.trajectory import Shooting, TrajectoryModel, shooting_loss, simula
 from dxdt.lab.two_sample import compare_paths
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
-from dxdt.solve import Save
 
 SIZE = (1, 8, 8)
 TIMES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 1e-3)

@@ -28,10 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dxdt.diffeq import SDE, Diagonal, General, Ito, Milstein, solve
 from dxdt.models import NeuralSDE, energy_score
 from dxdt.nn import MLP
 from dxdt.paths import Increments
-from dxdt.solve import SDE, Diagonal, General, Ito, Milstein, solve
 
 _SOFT_ONE = 0.541324854612918  # softplus of it is one
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dxdt.diffeq import Exponential, Heun
 from dxdt.diffusion import DDIM, DenoiserLike, LogSNR, sample
 from dxdt.lab import few_step_plots, plots
 from dxdt.lab.few_step_samplers import Ours
 from dxdt.lab.report import Picture, Section, Table
-from dxdt.solve import Exponential, Heun
 
 FLOW = {
     "DDIM": Ours(DDIM()),

@@ -10,9 +10,9 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
+from dxdt.diffeq import Solver, Status
 from dxdt.diffusion import Denoiser, DenoiserLike, Process, Samples, draw, prior_noise
 from dxdt.ops.optional import require
-from dxdt.solve import Solver, Status
 
 __all__ = ["Foreign", "InPieces", "Ours", "Sampler"]
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from typing import Any
 
-from dxdt import diffusion
+from dxdt import diffeq, diffusion
+from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffusion import TimeGrid
-from dxdt.solve.solver import Solver
-
-# `dxdt.solve` is the function where the package is imported from; the room is meant here.
-_SOLVE = importlib.import_module("dxdt.solve")
 
 
 def _named(kind: type[Any]) -> dict[str, type[Any]]:
-    rooms = {**vars(_SOLVE), **vars(diffusion)}
+    rooms = {**vars(diffeq), **vars(diffusion)}
     return {
         name: c
         for name, c in rooms.items()

@@ -19,10 +19,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from dxdt.diffeq import ODE, PID, RK4, solve
 from dxdt.lab.data import Trajectory
 from dxdt.models import NeuralODE
 from dxdt.nn import MLPField
-from dxdt.solve import ODE, PID, RK4, solve
 
 
 @dataclass(frozen=True)

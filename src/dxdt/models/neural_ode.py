@@ -16,13 +16,13 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dxdt.solve.controller import PID, Controller
-from dxdt.solve.equation import ODE
-from dxdt.solve.explicit import Tsit5
-from dxdt.solve.gradient import Gradient
-from dxdt.solve.solution import Solution
-from dxdt.solve.solve import solve
-from dxdt.solve.solver import Solver
+from dxdt.diffeq.control.controller import PID, Controller
+from dxdt.diffeq.entry import solve
+from dxdt.diffeq.gradients.gradient import Gradient
+from dxdt.diffeq.methods.explicit import Tsit5
+from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.problem.equation import ODE
+from dxdt.diffeq.solution import Solution
 
 __all__ = ["Augmented", "NeuralODE", "split_times"]
 

@@ -14,17 +14,17 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor, nn
 
+from dxdt.diffeq.control.controller import Constant, Controller, Grid
+from dxdt.diffeq.entry import solve
+from dxdt.diffeq.gradients.gradient import Gradient
+from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.methods.stochastic import EulerMaruyama, StochasticHeun
+from dxdt.diffeq.problem.equation import SDE, Ito, Stratonovich
+from dxdt.diffeq.problem.noise import Diagonal, Noise
+from dxdt.diffeq.solution import Solution
 from dxdt.models.neural_ode import split_times
-from dxdt.ops.clock import to_host
+from dxdt.ops.times import to_host
 from dxdt.paths import Driver, Increments
-from dxdt.solve.controller import Constant, Controller, Grid
-from dxdt.solve.equation import SDE, Ito, Stratonovich
-from dxdt.solve.gradient import Gradient
-from dxdt.solve.noise import Diagonal, Noise
-from dxdt.solve.solution import Solution
-from dxdt.solve.solve import solve
-from dxdt.solve.solver import Solver
-from dxdt.solve.stochastic import EulerMaruyama, StochasticHeun
 
 __all__ = ["NeuralSDE"]
 

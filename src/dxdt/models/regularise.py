@@ -27,11 +27,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dxdt.diffeq.methods.explicit import RungeKutta, Tsit5
+from dxdt.diffeq.problem.equation import Equation, Field
+from dxdt.diffeq.solution import Solution
 from dxdt.ops.autodiff import Hutchinson, Trace, vjp
 from dxdt.ops.tree import leaves
-from dxdt.solve.equation import Equation, Field
-from dxdt.solve.explicit import RungeKutta, Tsit5
-from dxdt.solve.solution import Solution
 
 __all__ = ["Jacobian", "Kinetic", "StepTerms", "Term", "augment", "random_end", "step_terms"]
 

@@ -23,10 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.ops.native.normals import generator
-from dxdt.ops.native.trees import NativeTree
+from dxdt.ops.random.native import generator
 from dxdt.paths.driver import Increment, Levy, Ticks, fresh, settle
 from dxdt.paths.dyadic import Levels, namespace, total
+from dxdt.paths.native_tree import NativeTree
 
 __all__ = ["Brownian"]
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.ops import random
-from dxdt.ops.clock import to_host
+from dxdt.ops.times import to_host
 
 __all__ = [
     "Bound",

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from dxdt.compat.torchdiffeq.tableaux import ThreeEighths
-from dxdt.solve import Solver
-from dxdt.solve.equation import Rows
-from dxdt.solve.history import Around, combined, weights
-from dxdt.solve.multistep import Multistep
-from dxdt.solve.solver import State
+from dxdt.diffeq import Solver
+from dxdt.diffeq.methods.adams import Multistep
+from dxdt.diffeq.methods.lagrange import Around, combined, weights
+from dxdt.diffeq.methods.solver import State
+from dxdt.diffeq.problem.equation import Rows
 
 __all__ = ["Adams"]
 

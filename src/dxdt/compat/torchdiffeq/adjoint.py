@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from dxdt.compat.torchdiffeq.adjoint_field import AdjointNorm, EntriesNorm, Shapes, traceable
 from dxdt.compat.torchdiffeq.odeint import ended, solved
 from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem, Start, real_dtype
-from dxdt.solve.compiling import is_compiling
-from dxdt.solve.fallback import CannotCompile, warn_once
+from dxdt.diffeq.compiled.context import is_compiling
+from dxdt.diffeq.programs.eager_fallback import CannotCompile, warn_once
 
 __all__ = ["odeint_adjoint"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dxdt.compat.torchdiffeq.problem import Problem, Start, largest_rms
-from dxdt.solve.equation import modules_of
-from dxdt.solve.reverse_chunk import hold
+from dxdt.diffeq.problem.equation import modules_of
+from dxdt.diffeq.programs.pullback import hold
 
 __all__ = ["AdjointNorm", "EntriesNorm", "Shapes", "traceable"]
 

@@ -9,9 +9,9 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from dxdt.solve import PID, Controller, Gradient
-from dxdt.solve.controller import Decision, Scale
-from dxdt.solve.static import static
+from dxdt.diffeq import PID, Controller, Gradient
+from dxdt.diffeq.control.controller import Decision, Scale
+from dxdt.diffeq.programs.controller_split import static
 
 __all__ = ["Measured", "Watched", "lenient"]
 

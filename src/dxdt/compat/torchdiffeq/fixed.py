@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dxdt.solve import Solver
-from dxdt.solve.solver import State, Step
+from dxdt.diffeq import Solver
+from dxdt.diffeq.methods.solver import State, Step
 
 __all__ = ["Chord", "Nudged"]
 

@@ -16,7 +16,7 @@ from dxdt.compat.torchdiffeq.field import Measured
 from dxdt.compat.torchdiffeq.fixed import Chord, Nudged
 from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem
 from dxdt.compat.torchdiffeq.tableaux import Fehlberg2, Heun3, LooseDopri5, ThreeEighths
-from dxdt.solve import PID, Bosh3, Clip, Controller, Dopri8, Euler, Grid, Heun, Midpoint, Solver, Tsit5
+from dxdt.diffeq import PID, Bosh3, Clip, Controller, Dopri8, Euler, Grid, Heun, Midpoint, Solver, Tsit5
 
 __all__ = ["Method", "adaptive_controller", "fixed_grid", "fixed_solver", "method_of"]
 

@@ -18,7 +18,7 @@ from dxdt.compat.torchdiffeq.methods import (
 )
 from dxdt.compat.torchdiffeq.problem import Problem, real_dtype, translated
 from dxdt.compat.torchdiffeq.scipy_solver import solve_with_scipy
-from dxdt.solve import ODE, Constant, Direct, Event, Save, Solution, SolveError, solve
+from dxdt.diffeq import ODE, Constant, Direct, Event, Save, Solution, SolveError, solve
 
 __all__ = ["ended", "odeint", "odeint_dense", "odeint_event", "solved"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dxdt.solve import SolveError, Status
+from dxdt.diffeq import SolveError, Status
 
 __all__ = ["Problem", "SolveFailed", "Start", "largest_rms", "real_dtype", "rms_of", "translated"]
 

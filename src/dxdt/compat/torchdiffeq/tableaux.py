@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction as F
 from typing import final
 
-from dxdt.solve import Dopri5, RungeKutta, Tableau
+from dxdt.diffeq import Dopri5, RungeKutta, Tableau
 
 __all__ = ["Fehlberg2", "Heun3", "LooseDopri5", "ThreeEighths"]
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from dxdt.diffeq import ODE, PID, Event, solve
 from dxdt.lab.bench.measure import CLOCKS, time_together
-from dxdt.solve import ODE, PID, Event, solve
 
 __all__ = ["bench_bounce"]
 

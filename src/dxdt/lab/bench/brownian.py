@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
+from dxdt.compiler.backend import backend
 from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
-from dxdt.ops.compiler import backend
 from dxdt.ops.optional import require
 from dxdt.paths import Brownian, Increments
 

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from dxdt.diffeq import ODE, PID, I, Tsit5, Vern7, solve
 from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
 from dxdt.lab.bench.peers import jax_device, wait
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
 from dxdt.ops.optional import require
-from dxdt.solve import ODE, PID, I, Tsit5, Vern7, solve
 
 __all__ = ["Ensemble", "bench_ensemble"]
 

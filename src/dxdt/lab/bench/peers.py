@@ -15,9 +15,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from dxdt import __version__
+from dxdt.diffeq import ODE, Dopri5, I, Solution, Tsit5, solve
 from dxdt.lab.bench.problems import Problem
 from dxdt.ops.optional import require
-from dxdt.solve import ODE, Dopri5, I, Solution, Tsit5, solve
 
 __all__ = ["PEERS", "Answer", "Peer", "Run", "jax_device", "present", "wait"]
 

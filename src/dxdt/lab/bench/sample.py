@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from dxdt.diffeq import B2, Dopri5, Exponential, Rising
 from dxdt.diffusion import VP, Denoiser, Given, Index, integrate, log_likelihood, reverse
 from dxdt.lab.bench.measure import CLOCKS, Times, time_together
 from dxdt.lab.bench.report import Line, missing, show, table_of, write
 from dxdt.nn import UNet
 from dxdt.ops.autodiff import Hutchinson
 from dxdt.ops.optional import require
-from dxdt.solve import B2, Dopri5, Exponential, Rising
 
 __all__ = ["bench_sample"]
 

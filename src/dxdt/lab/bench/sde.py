@@ -13,11 +13,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
-from dxdt.lab.bench.report import Line, missing, show, table_of, write
-from dxdt.ops.optional import require
-from dxdt.paths import Increments
-from dxdt.solve import (
+from dxdt.diffeq import (
     SDE,
     Diagonal,
     EulerMaruyama,
@@ -28,6 +24,10 @@ from dxdt.solve import (
     Stratonovich,
     solve,
 )
+from dxdt.lab.bench.measure import CLOCKS, set_threads, time_together
+from dxdt.lab.bench.report import Line, missing, show, table_of, write
+from dxdt.ops.optional import require
+from dxdt.paths import Increments
 
 __all__ = ["bench_sde"]
 

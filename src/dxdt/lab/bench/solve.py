@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dxdt.diffeq import ODE, PID, Vern7, solve
 from dxdt.lab.bench.measure import CLOCKS, Clock, Counts, Times, count_operations, floor_of, set_threads, time_together
 from dxdt.lab.bench.peers import Answer, Peer, present
 from dxdt.lab.bench.plot import plot_rows
 from dxdt.lab.bench.problems import PROBLEMS, Problem
 from dxdt.lab.bench.report import surroundings
-from dxdt.solve import ODE, PID, Vern7, solve
 
 __all__ = ["Row", "bench"]
 

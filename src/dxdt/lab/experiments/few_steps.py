@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dxdt.diffeq import Corrector, Exponential, Inside, Rising
 from dxdt.diffusion import DDIM, Ancestral, Denoiser
 from dxdt.lab import few_step_plots
 from dxdt.lab.classifiers import MnistNet, mnist_cnn
@@ -37,7 +38,6 @@ from dxdt.lab.readers import open_images
 from dxdt.lab.run import Run
 from dxdt.lab.weights import read_weights
 from dxdt.ops.files import write_atomic
-from dxdt.solve import Corrector, Exponential, Inside, Rising
 
 __all__ = ["FewSteps", "quick", "run", "table"]
 

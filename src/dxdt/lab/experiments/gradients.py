@@ -22,17 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxdt.diffeq.control.controller import PID
+from dxdt.diffeq.entry import solve
+from dxdt.diffeq.gradients.backsolve import Backsolve
+from dxdt.diffeq.gradients.checkpointed import Checkpointed
+from dxdt.diffeq.gradients.gradient import Direct, Gradient
+from dxdt.diffeq.problem.density import augment
+from dxdt.diffeq.problem.equation import ODE
+from dxdt.diffeq.solution import Solution
 from dxdt.lab.memory import LiveBytes
 from dxdt.nn.mlp import MLP, ConcatSquashField
 from dxdt.ops.autodiff import Exact
-from dxdt.solve.backsolve import Backsolve
-from dxdt.solve.checkpointed import Checkpointed
-from dxdt.solve.controller import PID
-from dxdt.solve.density import augment
-from dxdt.solve.equation import ODE
-from dxdt.solve.gradient import Direct, Gradient
-from dxdt.solve.solution import Solution
-from dxdt.solve.solve import solve
 
 __all__ = ["Comparison", "run", "table"]
 

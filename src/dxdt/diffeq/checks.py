@@ -1,0 +1,79 @@
+"""Whether a solver, a driver and a controller suit an equation with noise; if not, the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dxdt.diffeq.control.controller import Controller
+from dxdt.diffeq.control.revisit import Revisit
+from dxdt.diffeq.methods.noise_facts import Noisy
+from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.problem.equation import Equation, Ito
+
+__all__ = ["check_noise"]
+
+
+def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Controller, dt: Any) -> Controller:
+    """Raise TypeError or ValueError, with the remedy, unless these can solve the equation.
+
+    Returns the controller, made to revisit where noise that does not commute needs it.
+    """
+    name = type(solver).__name__
+    if not hasattr(equation, "diffusion"):
+        if solver.stochastic:
+            raise ValueError(
+                f"{name} solves stochastic equations: use dxdt.Tsit5() for an ODE, "
+                f"or give the equation its noise as dxdt.SDE(f, g)"
+            )
+        return controller
+    claims = solver.noisy
+    if claims is None:
+        raise ValueError(
+            f"{name} solves equations without noise: use dxdt.EulerMaruyama() for an Ito SDE, "
+            f"or dxdt.StochasticHeun() for a Stratonovich one"
+        )
+    if not claims.admits(equation.noise):
+        kinds = ", ".join(kind.__name__ for kind in claims.noises)
+        raise ValueError(
+            f"{name} is made for {kinds} noise but the equation has {equation.noise!r}: "
+            f"use dxdt.EulerMaruyama(), dxdt.Milstein() or dxdt.StochasticHeun()"
+        )
+    if not claims.converges(equation):
+        has = type(equation.calculus).__name__
+        want = " or ".join(kind.__name__ for kind in claims.calculus)
+        convert = "to_stratonovich" if has == Ito.__name__ else "to_ito"
+        raise ValueError(
+            f"{name} converges to {want} solutions but the equation is {has}: "
+            f"solve dxdt.{convert}(equation), or use a solver for {has} equations"
+        )
+    _check_driver(name, claims, driver, controller)
+    if not controller.adaptive:
+        return controller
+    if equation.noise.commutative or isinstance(controller, Revisit):
+        return controller
+    return Revisit(controller)
+
+
+def _check_driver(name: str, claims: Noisy, driver: Any, controller: Controller) -> None:
+    if driver is None:
+        raise ValueError("a stochastic solve has no driver: give driver=dxdt.Brownian(seed=0)")
+    kind = type(driver).__name__
+    if isinstance(driver, type) or not hasattr(driver, "bind"):
+        what = driver.__name__ if isinstance(driver, type) else kind
+        raise TypeError(f"driver is {what}, not a random path: give dxdt.Brownian(seed=0)")
+    if claims.levy is not None and driver.levy is None:
+        raise ValueError(
+            f"{name} needs space-time Levy areas, which this {kind} does not give: "
+            f"give driver=dxdt.{kind}(seed, dxdt.SpaceTime)"
+        )
+    if driver.adaptive:
+        return
+    if controller.adaptive:
+        raise ValueError(
+            f"{kind} draws the increments of a known grid but {type(controller).__name__} chooses "
+            f"its steps: give driver=dxdt.Brownian(seed), or dt without a controller"
+        )
+    if claims.inside:
+        raise ValueError(
+            f"{name} asks for the noise of parts of a step, which {kind} does not give: give driver=dxdt.Brownian(seed)"
+        )

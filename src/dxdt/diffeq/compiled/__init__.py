@@ -1,0 +1,1 @@
+"""Compiled solves: forward, events, and a backward pass for each gradient rule."""

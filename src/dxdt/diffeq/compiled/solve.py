@@ -1,0 +1,94 @@
+"""The front door of compiled solves: which program answers for which gradient, or why none does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import singledispatch
+from typing import Any
+
+import torch
+
+from dxdt.compiler.explain import CannotCompile, NotForAllSizes
+from dxdt.diffeq.compiled.backsolve import backsolved
+from dxdt.diffeq.compiled.checkpointed import recomputed
+from dxdt.diffeq.compiled.forward import run_compiled
+from dxdt.diffeq.compiled.reversible import walked_back
+from dxdt.diffeq.gradients.backsolve import Backsolve
+from dxdt.diffeq.gradients.checkpointed import Checkpointed
+from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Outcome
+from dxdt.diffeq.gradients.reversible import Reversible
+from dxdt.diffeq.loop.plan import Plan
+from dxdt.diffeq.loop.saving import Recorder
+from dxdt.diffeq.programs.eager_fallback import warn_once
+from dxdt.diffeq.programs.scalars import keep_numbers, lift
+from dxdt.diffeq.programs.signature import fields_of
+
+__all__ = ["compiled"]
+
+
+def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
+    """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
+    lifted = lift(plan, inputs.y)
+    try:
+        if lifted is not plan:
+            return _run(lifted, replace(inputs, args=lifted.equation.args), gradient, dt, recorder)
+    except CannotCompile:
+        keep_numbers(plan)
+    try:
+        return _run(plan, inputs, gradient, dt, recorder)
+    except CannotCompile as error:
+        warn_once(str(error), fields_of(plan.equation.equation))
+        return None
+
+
+def _run(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    try:
+        return _once(plan, inputs, gradient, dt, recorder)
+    except NotForAllSizes:
+        # From now on each size has a program of its own.
+        return _once(plan, inputs, gradient, dt, recorder)
+
+
+def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+    if gradient is not None and gradient.shows:
+        raise CannotCompile("callbacks that see every step have no compiled form")
+    if torch.is_grad_enabled() and (any(x.requires_grad for x in inputs.tensors()) or _events_differ(plan, inputs)):
+        return _differentiable(gradient, plan, inputs, dt, recorder)
+    return run_compiled(plan, inputs.y, dt, recorder)
+
+
+def _events_differ(plan: Plan, inputs: Inputs) -> bool:
+    """Whether events depend on something of their own that requires a gradient."""
+    return plan.watch is not None and any(x.requires_grad for x in plan.watch.probe(plan.span.t0, inputs.y))
+
+
+@singledispatch
+def _differentiable(gradient: Gradient | None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    """A compiled solve whose outcome is differentiable by a rule.
+
+    Raises:
+        CannotCompile: the solve, its field or the rule has no compiled form.
+    """
+    raise CannotCompile(f"{gradient} has no compiled form; Checkpointed(), Reversible() and Backsolve() have")
+
+
+@_differentiable.register
+def _(gradient: None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return recomputed(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Checkpointed, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    if gradient.slots is not None:
+        raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
+    return recomputed(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Backsolve, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return backsolved(plan, inputs, gradient, dt, recorder)
+
+
+@_differentiable.register
+def _(gradient: Reversible, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
+    return walked_back(plan, inputs, gradient, dt, recorder)

@@ -1,0 +1,1 @@
+"""How long a step is: controllers that judge a step and propose the next."""

@@ -1,0 +1,445 @@
+"""The front door: check a problem, plan it, let the gradient rule run the loop, hand out the solution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.diffeq.checks import check_noise
+from dxdt.diffeq.compiled.context import is_compiling
+from dxdt.diffeq.compiled.solve import compiled
+from dxdt.diffeq.control.controller import PID, Constant, Controller, Grid, Span
+from dxdt.diffeq.gradients.gradient import Direct, Gradient, Inputs, Outcome
+from dxdt.diffeq.loop.advance import run
+from dxdt.diffeq.loop.dense import DensePath
+from dxdt.diffeq.loop.event import Event, Watch
+from dxdt.diffeq.loop.plan import After, Attempt, Carry, Ends, Plan
+from dxdt.diffeq.loop.save import Save, SaveTimes
+from dxdt.diffeq.loop.saving import Recorder
+from dxdt.diffeq.methods.explicit import Tsit5
+from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, constants
+from dxdt.diffeq.problem.span import Interval, numbers, times_of
+from dxdt.diffeq.problem.status import Status
+from dxdt.diffeq.progress import Progress, meter_of
+from dxdt.diffeq.solution import Solution, SolveError, Stats
+from dxdt.diffeq.vmap import fold, has_values, refuse_rule
+from dxdt.ops.times import HOST, SINGLE
+from dxdt.ops.tree import Layout, Tree, tree_map
+
+__all__ = ["solve"]
+
+_CODES = {s.code: s for s in Status}
+_OK = frozenset(s for s in Status if s.ok)
+
+
+def solve(
+    equation: Equation,
+    y0: Tree,
+    t: Any = None,
+    *,
+    args: Any = (),
+    dt: float | Tensor | None = None,
+    solver: Solver | None = None,
+    controller: Controller | None = None,
+    save: Any = None,
+    event: Event | Sequence[Event] | None = None,
+    gradient: Gradient | None = None,
+    params: Iterable[Tensor] | None = None,
+    driver: Any = None,
+    per_sample: bool = False,
+    max_steps: int = 4096,
+    throw: bool | None = None,
+    progress: bool | Progress | None = None,
+    compile: bool | None = None,
+) -> Solution:
+    """Solve a differential equation from y0 over a span of time.
+
+    Args:
+        equation: ``ODE(f)``, ``SDE(f, g)``, or anything with the same methods.
+        y0: initial state: a tensor, or a tree of tensors, real or complex, of any float dtype.
+        t: the span ``(t0, t1)``; t1 < t0 solves backwards. More than two times are a grid of steps.
+            With ``per_sample`` each end may be a ``(B,)`` tensor.
+        args: extra arguments of the fields, after ``(t, y)``.
+        dt: length of a step, or of the first step where the controller is adaptive.
+        solver: one-step method (default ``Tsit5()``).
+        controller: step sizes (default ``PID()``, or ``Constant(dt)`` where only dt is given).
+        save: times at which to keep the solution, or a ``Save``; by default the end.
+        event: ``Event`` or several: where to stop, or to start again from a reset state.
+        gradient: how to differentiate (default ``Direct()``).
+        params: tensors the fields depend on besides args and the parameters of modules.
+        driver: random path of a stochastic equation.
+        per_sample: axis 0 of every leaf is a batch, and each sample has its own clock, steps, save
+            times and status.
+        max_steps: attempted steps of a sample.
+        throw: raise ``SolveError`` on failure; by default jointly yes, per sample no (a warning).
+        progress: a progress bar, or an object with ``update`` and ``close``.
+        compile: run generated code for many steps at a time (a first call of some seconds for each
+            new field, shape and method; then far faster for small and medium fields). Where a solve
+            has no compiled form it runs eager, with one warning that says why. By default as the block of
+            ``dxdt.compiling()`` around it says.
+
+    Returns:
+        The solution; values are time first, ``(T, *y.shape)``.
+
+    Raises:
+        TypeError, ValueError: the problem is not well posed; the message says what to change.
+        SolveError: the solve failed (see ``throw``).
+    """
+    args = args if isinstance(args, tuple) else (args,)
+    problem = dict(args=args, save=save, event=event, driver=driver, dt=dt, throw=throw)
+    folded = fold(equation, y0, t, problem, per_sample)
+    if folded is not None:
+        rest = dict(
+            args=args,
+            dt=dt,
+            solver=solver,
+            controller=controller,
+            gradient=gradient,
+            params=params,
+            max_steps=max_steps,
+        )
+        return folded.unfold(solve(**rest, **folded.problem, progress=progress))
+    layout = Layout.of(y0, per_sample=per_sample)
+    interval = Interval.of(t, layout)
+    solver = Tsit5() if solver is None else solver
+    rule = gradient
+    gradient = Direct() if gradient is None else gradient
+    _expect(equation, object, "equation", "dxdt.ODE(field)")
+    _expect(solver, Solver, "solver", "dxdt.Tsit5()")
+    _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
+    refuse_rule(gradient)
+    controller, dt_row = _controller(controller, solver, dt, interval, layout)
+    save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
+    recorder = _recorder(save, interval, layout)
+    y = layout.pack(y0)
+    _check_values(y, max_steps, equation)
+    solver.check(equation)
+    controller = check_noise(equation, solver, driver, controller, dt_row)
+    meter = Meter()
+    rows = Rows(equation, layout, args, meter=meter)
+    if hasattr(equation, "diffusion"):
+        rows.noise = _bind(solver, driver, equation, interval, layout)
+    span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
+    ends = None if interval.tensors is None else Ends(*interval.tensors)
+    found = (*rows.parameters(), *(params or ())) if torch.is_grad_enabled() else ()
+    parameters = tuple({id(p): p for p in found}.values())
+    inputs = Inputs(y, ends, recorder.moments, args, parameters)
+    watch = _watch(event, rows)
+    needs_dense = recorder.dense or recorder.times is not None or watch is not None
+    scale = controller.scale(layout)
+    times = None
+    if solver.foresees and watch is None and not controller.jumps:
+        times = controller.ends(span, dt_row)
+    rows.outlook = Outlook(times, needs_dense, scale is not None)
+    plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
+    wanted = is_compiling() if compile is None else compile
+    outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
+    if outcome is not None:
+        return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
+    loop = _loop(progress, span)
+    outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
+    if plan.scale is None and has_values(outcome.y) and not bool(torch.isfinite(outcome.y.detach()).all()):
+        # Fixed steps are not looked at while they run: find where the bad rows failed, and stop them there.
+        meter.evaluations = 0
+        recorder = _recorder(save, interval, layout)
+        plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
+        outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
+    return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
+
+
+def _expect(value: Any, kind: type, name: str, example: str) -> None:
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
+
+
+def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
+    if y.is_meta:
+        raise ValueError("y0 is on the meta device, which holds no values: make it on a real device")
+    # The sum tells in one operation that all is well; where it does not, it may have overflowed by itself.
+    if has_values(y) and not isfinite(y.detach().sum()) and not bool(torch.isfinite(y.detach()).all()):
+        raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: give at least 1")
+    if not hasattr(equation, "drift"):
+        raise TypeError(
+            f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)"
+        )
+
+
+def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
+    events = () if event is None else tuple(event) if isinstance(event, Sequence) else (event,)
+    for e in events:
+        if not isinstance(e, Event):
+            raise TypeError(
+                f"event has an entry of type {type(e).__name__}: wrap your condition as dxdt.Event(condition)"
+            )
+    return Watch(rows, events) if events else None
+
+
+def _bind(solver: Solver, driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
+    with constants():
+        return solver.bind(driver, equation, interval.t0, interval.t1, layout)
+
+
+def _controller(
+    controller: Controller | None, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
+) -> tuple[Controller, np.ndarray | None]:
+    """The controller of a solve and its first step, ``(R,)`` or None for the automatic one."""
+    name = type(solver).__name__
+    size = None
+    if dt is not None:
+        size = numbers(dt, "dt")
+        if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
+            raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
+        size = (
+            np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
+        )
+    if controller is None:
+        if interval.grid is not None:
+            controller = Grid(interval.grid)
+        elif size is not None:
+            controller = Constant()
+        elif solver.error_order is None:
+            raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: give dt")
+        else:
+            controller = PID()
+    _expect(controller, Controller, "controller", "dxdt.PID()")
+    controller.check(interval.t0, interval.t1, size)
+    if controller.adaptive and solver.error_order is None:
+        raise ValueError(
+            f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
+            f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
+        )
+    if solver.known_grid and controller.adaptive:
+        raise ValueError(f"{name} needs known steps: give dt or a grid of times instead of {type(controller).__name__}")
+    return controller, size
+
+
+def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:
+    recorder = Recorder(every=save.every if save.steps else 0, dense=save.dense)
+    if save.times is not None:
+        times, recorder.moments = times_of(save.times, layout, "save")
+        sign = np.where(interval.t1 < interval.t0, -1.0, 1.0)
+        columns = times if times.shape[1] == layout.rows else np.broadcast_to(times, (len(times), layout.rows))
+        place = columns * sign
+        if (np.diff(place, axis=0) < 0).any():
+            raise ValueError("save has times that are not in the direction of the solve: sort them from t0 to t1")
+        low, high = interval.t0 * sign, interval.t1 * sign
+        slack = 1e-9 * (high - low)
+        if (place < low - slack).any() or (place > high + slack).any():
+            raise ValueError(
+                f"save has times outside the span from {interval.t0.min():g} to {interval.t1.max():g}: "
+                f"ask for times inside it, or solve further"
+            )
+        columns = np.clip(place, low, high) * sign
+        recorder.times = SaveTimes(
+            columns if times.shape[1] > 1 or layout.rows > 1 and np.ptp(columns, axis=1).any() else columns[:, :1], sign
+        )
+        recorder.times.begin(interval.t0)
+    return recorder
+
+
+def _loop(progress: bool | Progress | None, span: Span) -> Callable[..., Carry]:
+    if progress is None or progress is False:
+        return run
+    bar = meter_of(progress)
+    total = np.abs(span.t1 - span.t0)
+
+    def watched(plan: Plan, carry: Carry, observe: Callable[[Carry, Attempt, After], Any] | None) -> Carry:
+        def look(carry: Carry, attempt: Attempt, after: After) -> None:
+            if observe is not None:
+                observe(carry, attempt, after)
+            bar.update(float((np.abs(carry.t - span.t0) / total).min()))
+
+        try:
+            return run(plan, carry, look)
+        finally:
+            bar.close()
+
+    return watched
+
+
+def _finish(
+    outcome: Outcome,
+    recorder: Recorder,
+    save: Save,
+    layout: Layout,
+    interval: Interval,
+    args: tuple[Any, ...],
+    inputs: Inputs,
+    evaluations: int,
+    throw: bool | None,
+) -> Solution:
+    carry = _as_rows(outcome.carry)
+    status = [_CODES[code] for code in carry.status.tolist()]
+    ok = np.array([s in _OK for s in status])
+    parts = _Parts(layout)
+    if save.start:
+        parts.add(interval.t0[None], np.ones_like(ok)[None], inputs.y[None])
+    if recorder.times is not None or recorder.every:
+        parts.add(*_middle(outcome, recorder, layout, interval, inputs))
+    if save.end:
+        last = outcome.y
+        if not ok.all():
+            last = HOST.choose(ok, last, torch.full_like(last, float("nan")))
+        parts.add(carry.t[None], ok[None], last[None])
+    ts, reached, ys = parts.joined()
+    values = None if ys is None else layout.unpack(ys)
+    if save.fn is not None and values is not None:
+        values = _apply(save.fn, ts, values, args, layout)
+    path = _path(outcome, recorder, layout, interval) if save.dense else None
+    joint = not layout.per_sample
+    counts = [carry.attempts, carry.accepted, carry.attempts - carry.accepted]
+    steps, accepted, rejected = (c.item() if joint else torch.from_numpy(c.copy()) for c in counts)
+    stats = Stats(steps, accepted, rejected, evaluations)
+    end = _end(outcome, carry, status, inputs, joint)
+    times, events = _events(outcome, recorder)
+    solution = Solution(
+        ts,
+        values,
+        status[0] if joint else status,
+        stats,
+        reached,
+        path,
+        end,
+        times[:, 0] if joint and times is not None else times,
+        events[:, 0] if joint and events is not None else events,
+    )
+    _report(solution, status, layout, throw, carry)
+    return solution
+
+
+def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs, joint: bool) -> Tensor:
+    """Where each row, or the joint solve, ended: at an event its time, at the end of the span the user's t1."""
+    if inputs.ends is None and outcome.origin is None:
+        end = torch.from_numpy(np.array(carry.t[0] if joint else carry.t))
+        return end if outcome.y.device.type == "cpu" else end.to(outcome.y.device)
+    end = torch.as_tensor(np.array(carry.t), device=outcome.y.device)
+    if inputs.ends is not None:
+        arrived = torch.tensor([s is Status.SUCCESS for s in status], device=end.device)
+        end = torch.where(arrived, inputs.ends.t1, end)
+    if outcome.origin is not None:
+        stopped = torch.tensor([s is Status.EVENT for s in status], device=end.device)
+        end = torch.where(stopped, outcome.origin, end)
+    return end[0] if joint else end
+
+
+def _events(outcome: Outcome, recorder: Recorder) -> tuple[Tensor | None, Tensor | None]:
+    """Times of events and their numbers, ``(K, R)``, each row's in order and then NaN and -1."""
+    if outcome.times is None:
+        return None, None
+    which = np.stack(recorder.crossings)
+    order = np.argsort(which < 0, axis=0, kind="stable")
+    most = int((which >= 0).sum(0).max())
+    order = torch.as_tensor(order[:most], device=outcome.times.device)
+    numbers = torch.as_tensor(which, device=order.device).gather(0, order)
+    times = outcome.times.gather(0, order)
+    return torch.where(numbers >= 0, times, float("nan")), numbers
+
+
+def _as_rows(carry: Carry) -> Carry:
+    """A carry whose clocks are arrays, also where there is one."""
+    if carry.t.ndim:
+        return carry
+    t, status, attempts, accepted = (x.reshape(1) for x in (carry.t, carry.status, carry.attempts, carry.accepted))
+    return Carry(t, carry.dt, *carry[2:5], status, attempts, accepted, *carry[8:])
+
+
+class _Parts:
+    """Saved values in the order in which a solution holds them."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.ts: list[np.ndarray] = []
+        self.reached: list[np.ndarray] = []
+        self.ys: list[Tensor] = []
+
+    def add(self, ts: np.ndarray, reached: np.ndarray, ys: Tensor) -> None:
+        self.ts.append(ts)
+        self.reached.append(reached)
+        self.ys.append(ys)
+
+    def joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        if not self.ys:
+            return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool), None
+        ts, reached = self._clocks(self.ts), self._clocks(self.reached)
+        return ts, reached, self.ys[0] if len(self.ys) == 1 else torch.cat(self.ys)
+
+    def _clocks(self, parts: list[np.ndarray]) -> Tensor:
+        host = parts[0] if len(parts) == 1 and parts[0].flags.writeable else np.concatenate(parts)
+        clocks = torch.from_numpy(host if self.layout.per_sample else host[:, 0])
+        return clocks if self.layout.device.type == "cpu" else clocks.to(self.layout.device)
+
+
+def _middle(
+    outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interval, inputs: Inputs
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Values at given times, or after steps: times ``(T, R)``, reached ``(T, R)``, values ``(T, R, n)``."""
+    index = np.concatenate(recorder.index) if recorder.index else np.zeros(0, dtype=np.int64)
+    row = np.concatenate(recorder.row) if recorder.row else np.zeros(0, dtype=np.int64)
+    pieces = [] if outcome.values is None else [outcome.values]
+    if recorder.times is not None:
+        times = np.broadcast_to(recorder.times.times, (len(recorder.times.times), layout.rows))
+        sign = recorder.times.sign
+        starts, owners = np.nonzero(times * sign <= interval.t0 * sign)
+        if len(starts):
+            index, row = np.concatenate([starts, index]), np.concatenate([owners, row])
+            pieces.insert(0, inputs.y[torch.as_tensor(owners, device=inputs.y.device)])
+        total = len(times)
+    else:
+        total = int(np.max(outcome.carry.accepted)) // recorder.every
+        times = np.full((total, layout.rows), np.nan)
+        if recorder.t:
+            times[index, row] = np.concatenate(recorder.t)
+    reached = np.zeros((total, layout.rows), dtype=bool)
+    reached[index, row] = True
+    y = inputs.y
+    values = torch.cat(pieces) if pieces else y.new_zeros(0, layout.size)
+    if layout.rows == 1 and len(index) == total and (index == np.arange(total)).all():
+        return times, reached, values[:, None]
+    empty = y.new_full((total, layout.rows, layout.size), float("nan"))
+    where = tuple(torch.as_tensor(x, device=y.device) for x in (index, row))
+    return times, reached, empty.index_put(where, values) if len(index) else empty
+
+
+def _apply(fn: Callable[..., Tree], ts: Tensor, values: Tree, args: tuple[Any, ...], layout: Layout) -> Tree:
+    kept = [fn(t.to(layout.time_dtype), tree_map(lambda leaf, i=i: leaf[i], values), *args) for i, t in enumerate(ts)]
+    return tree_map(lambda *leaves: torch.stack(leaves), *kept)
+
+
+def _path(outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interval) -> DensePath:
+    y = outcome.y
+    if outcome.coefficients is None or outcome.starts is None:
+        zero = torch.zeros(1, layout.rows, dtype=torch.float64, device=y.device)
+        start = torch.from_numpy(interval.t0)[None].to(y.device)
+        return DensePath(layout, start, zero, start, y[None], y.new_zeros(1, 1, layout.rows, layout.size))
+    clocks = recorder.starts, recorder.lengths, recorder.ends
+    starts, lengths, ends = (torch.from_numpy(np.stack(x)).to(y.device) for x in clocks)
+    return DensePath(layout, starts, lengths, ends, outcome.starts, outcome.coefficients)
+
+
+def _report(solution: Solution, status: list[Status], layout: Layout, throw: bool | None, carry: Carry) -> None:
+    failed = [i for i, s in enumerate(status) if not s.ok]
+    if not failed:
+        return
+    first = failed[0]
+    if layout.per_sample:
+        message = (
+            f"{len(failed)} of {layout.rows} samples failed; sample {first} "
+            f"{status[first].value} (at t = {carry.t[first]:g}, step {carry.attempts[first]})"
+        )
+    else:
+        message = f"the solve {status[0].value} (at t = {carry.t[0]:g}, step {carry.attempts[0]})"
+    if throw or (throw is None and not layout.per_sample):
+        raise SolveError(message, solution)
+    if throw is None:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,66 @@
+"""What a vector field depends on besides its arguments, found by walking the graph of one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxdt.diffeq.gradients.gradient import Inputs
+from dxdt.diffeq.loop.plan import Plan
+from dxdt.diffeq.loop.probe import Seeds
+
+__all__ = ["captured", "lost"]
+
+
+def captured(plan: Plan, inputs: Inputs) -> None:
+    """Walk the graph of one evaluation, and refuse what a recomputing rule would lose.
+
+    Raises:
+        ValueError: the field uses a tensor that requires a gradient and is not an input of the
+            solve, or draws random numbers (a second evaluation would differ).
+    """
+    leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs.tensors()]
+    params = len(inputs.params)
+    inputs = inputs.rebuilt([*leaves[: len(leaves) - params], *inputs.params])
+    plan = inputs.plan(plan)
+    y = inputs.y.detach().requires_grad_()
+    seeds = Seeds(y.device)
+    with torch.enable_grad():
+        values = plan.equation.probe(plan.span.t0, y)
+        if plan.watch is not None:
+            values = (*values, *plan.watch.probe(plan.span.t0, y))
+    if seeds.used:
+        raise ValueError(
+            "the field draws random numbers (dropout?), so forming its steps again would give other values: "
+            "call .eval() on it, or use gradient=dxdt.Direct()"
+        )
+    known = {id(x) for x in (y, *inputs.tensors())}
+    for leaf in _leaves_of(values):
+        if id(leaf) not in known:
+            raise lost(leaf)
+
+
+def lost(x: Tensor) -> ValueError:
+    """The error of a field that uses a tensor whose gradient would be lost."""
+    return ValueError(
+        f"the field uses a tensor of shape {tuple(x.shape)} that requires a gradient but is not an input of "
+        f"the solve, so its gradient would be lost: pass it in args=, list it in params=, make it a parameter "
+        f"of the field's module, or use gradient=dxdt.Direct()"
+    )
+
+
+def _leaves_of(values: Iterable[Tensor]) -> Iterable[Tensor]:
+    """Tensors that a graph ends in."""
+    stack = [v.grad_fn for v in values if v.grad_fn is not None]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable  # pyright: ignore[reportAttributeAccessIssue]
+        stack.extend(n for n, _ in node.next_functions if n is not None)

@@ -1,0 +1,1 @@
+"""The loop: its state, one attempted step, events, and what is saved."""

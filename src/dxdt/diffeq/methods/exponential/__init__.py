@@ -1,0 +1,1 @@
+"""Exponential integrators of semi-linear equations."""

@@ -1,0 +1,318 @@
+"""Equations: vector fields and what drives them, and the same equation acting on rows.
+
+    ODE    dy = f(t, y) dt
+    SDE    dy = f(t, y) dt + g(t, y) dW          (Ito or Stratonovich, by the equation's calculus)
+
+A user's field sees ``t`` in the real dtype of the state (shape ``()`` jointly, ``(B,)`` per
+sample), ``y`` as the user gave it, then ``*args``. Solvers see rows: ``(R,)`` clocks, ``(R, n)``
+states (see ``ops.tree``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxdt.diffeq.problem.noise import Diagonal, Noise
+from dxdt.ops.modules import parameters
+from dxdt.ops.times import START, Ticks, moments
+from dxdt.ops.tree import Layout, Tree
+
+__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Outlook", "Rows", "Stratonovich", "modules_of"]
+
+Field: TypeAlias = Callable[..., Any]
+"""A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
+
+
+@dataclass(frozen=True)
+class ODE:
+    """Ordinary differential equation dy/dt = f(t, y, *args).
+
+    Args:
+        field: function or module; its value has the structure, shapes and dtypes of ``y``.
+    """
+
+    field: Field
+
+    def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The time derivative f(t, y)."""
+        return self.field(t, y, *args)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The user's callables, searched for parameters."""
+        return (self.field,)
+
+
+@final
+@dataclass(frozen=True)
+class Ito:
+    """The calculus in which g is evaluated at the start of each increment."""
+
+
+@final
+@dataclass(frozen=True)
+class Stratonovich:
+    """The calculus in which g is evaluated at the middle of each increment."""
+
+
+@dataclass(frozen=True)
+class SDE:
+    """Stochastic differential equation dy = f(t, y, *args) dt + g(t, y, *args) dW.
+
+    Args:
+        drift_field: f, a function or module with the structure of ``y``.
+        diffusion_field: g; what it returns is set by ``noise``.
+        noise: structure of g: ``Diagonal()``, ``Scalar()``, ``Additive(m)``, ``General(m)``.
+        calculus: ``Ito()`` or ``Stratonovich()``.
+    """
+
+    drift_field: Field
+    diffusion_field: Field
+    noise: Noise = Diagonal()  # noqa: RUF009
+    calculus: Ito | Stratonovich = Ito()  # noqa: RUF009
+
+    def __post_init__(self) -> None:
+        for name in ("noise", "calculus"):
+            value = getattr(self, name)
+            if isinstance(value, type):
+                object.__setattr__(self, name, value())
+
+    def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The drift f(t, y)."""
+        return self.drift_field(t, y, *args)
+
+    def diffusion(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The diffusion g(t, y)."""
+        return self.diffusion_field(t, y, *args)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The user's callables, searched for parameters."""
+        return (self.drift_field, self.diffusion_field)
+
+    def noise_size(self, layout: Layout) -> int:
+        """Components of W in a row."""
+        return self.noise.size(layout)
+
+
+Equation: TypeAlias = Any
+"""Anything with ``drift(t, y, *args)`` and ``fields``; stochastic equations have more."""
+
+
+def constants() -> Any:
+    """A place whose new tensors are constants for the transforms of ``torch.func`` around it."""
+    stack = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    transformed = not torch.compiler.is_compiling() and stack.peek_interpreter_stack() is not None
+    return torch._C._DisableFuncTorch() if transformed else nullcontext()
+
+
+def modules_of(f: Any, depth: int = 2) -> Iterator[nn.Module]:
+    """Modules that a callable is, is a method of, or closes over."""
+    if isinstance(f, nn.Module):
+        yield f
+        return
+    if isinstance(f, partial):
+        for value in (f.func, *f.args, *f.keywords.values()):
+            if isinstance(value, (nn.Module, partial)) or hasattr(value, "__code__"):
+                yield from modules_of(value, depth)
+        return
+    owner, code = getattr(f, "__self__", None), getattr(f, "__code__", None)
+    if isinstance(owner, nn.Module):
+        yield owner
+    if code is None or depth == 0:
+        return
+    for value in (*held(f), *(f.__globals__.get(name) for name in code.co_names)):
+        if isinstance(value, nn.Module) or hasattr(value, "__code__"):
+            yield from modules_of(value, depth - 1)
+
+
+def held(f: Any) -> Iterator[Any]:
+    """What a function closes over, and the defaults of its arguments."""
+    yield from (c.cell_contents for c in f.__closure__ or () if filled(c))
+    yield from f.__defaults__ or ()
+    yield from (f.__kwdefaults__ or {}).values()
+
+
+def filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(eq=False)
+class Meter:
+    """What a solve counts.
+
+    Attributes:
+        evaluations: calls of the drift so far.
+        checked: whether the field's value was found to have the layout of the state.
+        diffused: likewise for the diffusion.
+        plain: whether state and slope are one tensor each, in the dtype of the rows.
+    """
+
+    evaluations: int = 0
+    checked: bool = False
+    diffused: bool = False
+    plain: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What a solver may know of the solve ahead.
+
+    Attributes:
+        times: of a known grid whose steps nothing cuts short, ``(N + 1, 1)`` or ``(N + 1, R)``, or None.
+        dense: whether steps must be able to interpolate.
+        errors: whether error estimates are read.
+        memo: what a solver makes once for a solve.
+    """
+
+    times: np.ndarray | None = None
+    dense: bool = True
+    errors: bool = True
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Rows:
+    """An equation that acts on rows, and counts how often it was asked.
+
+    Attributes:
+        equation: the user's equation.
+        layout: how the user's state lies in rows.
+        args: extra arguments of the fields.
+        noise: the random path bound to this solve, for stochastic equations.
+        meter: counts of this solve, shared by all copies of the equation; None in a compiled loop,
+            which sees checked fields only.
+        muted: rows whose fields count as zero, ``(R, 1)``, or None.
+        outlook: what is known of the solve ahead.
+    """
+
+    equation: Equation
+    layout: Layout
+    args: tuple[Any, ...] = ()
+    noise: Any = None
+    meter: Meter | None = field(default_factory=Meter)
+    muted: Tensor | None = None
+    outlook: Outlook = field(default_factory=Outlook)
+
+    def mute(self, rows: np.ndarray) -> Rows:
+        """The equation with zero fields in some rows, of which nothing is wanted."""
+        return replace(self, muted=torch.from_numpy(rows)[:, None])
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        """f(t, y) as rows ``(R, n)``."""
+        return self.unmuted(self._drift(t, y))
+
+    def unmuted(self, rows: Tensor) -> Tensor:
+        """Values of a field, zero in muted rows."""
+        return rows if self.muted is None else torch.where(self.muted.to(rows.device), 0.0, rows)
+
+    def answer(self, t: Tensor, y: Tensor, sight: Any = None) -> Any:
+        """What the remainder of a semi-linear equation answers, in the user's shape; t stays float64."""
+        layout, meter = self.layout, self.meter
+        seen = () if sight is None else (sight,)
+        answer = self.equation.remainder(t, layout.unpack(y), *self.args, *seen)
+        if meter is not None:
+            meter.evaluations += 1
+            if not meter.checked:
+                layout.check(answer.data, "the remainder's data")
+                meter.checked = True
+        return answer
+
+    @property
+    def natural(self) -> tuple[int, ...] | None:
+        """Shape in which a joint solve may hand its state to ``direct``, once the field has been checked."""
+        meter = self.meter
+        if meter is None or not meter.plain or self.muted is not None or self.layout.per_sample:
+            return None
+        return self.layout.whole
+
+    def direct(self, t: Tensor, y: Tensor) -> Tensor:
+        """The field's own value, in the user's shape: nothing to pack or unpack."""
+        self.meter.evaluations += 1  # pyright: ignore[reportOptionalMemberAccess]
+        value = self.equation.field(t, y, *self.args)
+        return value if value.dtype is y.dtype else value.to(y.dtype)
+
+    def _drift(self, t: Tensor, y: Tensor) -> Tensor:
+        layout, meter = self.layout, self.meter
+        if t.dtype is not layout.time_dtype:
+            t = t.to(layout.time_dtype)
+        if meter is None:
+            value = self.equation.drift(t, layout.unpack(y), *self.args)
+            if torch.compiler.is_compiling():  # costs nothing later, and the field may have been another one when met
+                layout.check(value, "the field's value")
+            return layout.pack(value)
+        if meter.plain and layout.aliased:
+            return self.direct(t, y)
+        meter.evaluations += 1
+        value = self.equation.drift(t, layout.unpack(y), *self.args)
+        if not meter.checked:
+            layout.check(value, "the field's value")
+            meter.checked = True
+            meter.plain = layout.single and layout.bare and type(self.equation) is ODE
+        return layout.pack(value)
+
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+        """g(t, y) as rows."""
+        layout, meter, equation = self.layout, self.meter, self.equation
+        if t.dtype is not layout.time_dtype:
+            t = t.to(layout.time_dtype)
+        value = equation.diffusion(t, layout.unpack(y), *self.args)
+        if meter is not None and not meter.diffused:
+            equation.noise.check(value, layout)
+            meter.diffused = True
+        rows = equation.noise.rows(value, layout)
+        if self.muted is None:
+            return rows
+        return torch.where(self.muted.reshape(-1, *(1,) * (rows.dim() - 1)).to(rows.device), 0.0, rows)
+
+    @property
+    def kind(self) -> Noise | None:
+        """Structure of the noise, None without."""
+        return None if self.noise is None else self.equation.noise
+
+    def spread(self, g: Tensor, w: Tensor) -> Tensor:
+        """g dW as rows ``(R, n)``."""
+        return self.equation.noise.product(g, w)
+
+    def kicked(self, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
+        """y + g dW as rows ``(R, n)``."""
+        return self.equation.noise.added(y, g, w)
+
+    def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
+        """Every field evaluated once at the start, to look at its graph."""
+        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
+        drift = self.drift(time, y)
+        return (drift,) if self.noise is None else (drift, self.diffusion(time, y))
+
+    def increment(self, t: Ticks, dt: Ticks, index: Ticks) -> Any:
+        """What the random path does over [t, t + dt]."""
+        with constants():
+            if isinstance(dt, Tensor) and not torch.compiler.is_compiling():
+                t, dt = t.detach(), dt.detach()
+            return self.noise.increment(t, dt, index)
+
+    def unit_noise(self, start: np.ndarray, end: np.ndarray, index: Ticks) -> Tensor:
+        """Noise of a step on the clock of a semi-linear equation, in units of its standard deviation."""
+        with constants():
+            return self.noise.unit(start, end, index)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Modules among the user's callables: themselves, what they are methods of, what they close over."""
+        for f in self.equation.fields:
+            yield from modules_of(f)
+
+    def parameters(self) -> list[Tensor]:
+        """Parameters of the modules that require a gradient, each once."""
+        return parameters(self.modules())

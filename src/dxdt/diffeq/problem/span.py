@@ -1,0 +1,133 @@
+"""The span of a solve: where each row begins and ends, and the grid it may be given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dxdt.ops.times import to_host
+from dxdt.ops.tree import Layout
+
+__all__ = ["Interval", "numbers", "times_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """The parsed ``t`` of a solve.
+
+    Attributes:
+        t0, t1: ends on the host, float64 ``(R,)``.
+        grid: all times ``(N, 1 or R)`` where more than the ends were given.
+        tensors: the ends as float64 tensors ``(R,)`` where one requires a gradient, else None.
+    """
+
+    t0: np.ndarray
+    t1: np.ndarray
+    grid: np.ndarray | None
+    tensors: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, t: Any, layout: Layout) -> Interval:
+        """Parse a pair ``(t0, t1)`` of numbers or ``(B,)`` tensors, or times ``(N,)`` or ``(N, B)``.
+
+        Raises:
+            ValueError: a shape that does not fit, times that are not finite or not strictly
+                monotone, or a pair whose ends are equal.
+        """
+        if type(t) is tuple and len(t) == 2 and type(t[0]) is float is type(t[1]) and _is_span(*t):
+            return cls(np.full(layout.rows, t[0]), np.full(layout.rows, t[1]), None, None)
+        if t is None:
+            raise ValueError("solve has no t: give the span as a pair (t0, t1)")
+        if isinstance(t, (str, int, float, complex)) or not (hasattr(t, "__len__") or hasattr(t, "__iter__")):
+            raise TypeError(f"t is {t!r}: give the span as a pair (t0, t1)")
+        points = (
+            list(t) if not isinstance(t, (Tensor, np.ndarray)) else [t[i] for i in range(t.shape[0] if t.ndim else 0)]
+        )
+        if len(points) < 2:
+            raise ValueError(f"t has {len(points)} times: give the span as a pair (t0, t1), or a grid of times")
+        host = np.stack([_row(p, layout) for p in points])
+        _check(host)
+        if host.shape[1] > 1 and len(points) == 2 and (host == host[:, :1]).all():
+            host = host[:, :1]
+        t0, t1 = (np.array(np.broadcast_to(x, layout.rows)) for x in (host[0], host[-1]))
+        return cls(t0, t1, host if len(points) > 2 else None, _tensors(points, layout))
+
+
+def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor | None]:
+    """Requested times as ``(T, 1 or R)`` on the host, and as a tensor where it requires a gradient.
+
+    Raises:
+        ValueError: no times, a shape that does not fit, or times that are not finite.
+    """
+    tensor = times if isinstance(times, Tensor) else torch.as_tensor(numbers(times, what))
+    fits = tensor.dim() == 1 or (tensor.dim() == 2 and layout.per_sample and tensor.shape[1] == layout.rows)
+    if not fits or tensor.shape[0] == 0:
+        raise ValueError(
+            f"{what} has shape {tuple(tensor.shape)}: give at least one time as a vector (T,)"
+            + (f", or (T, {layout.rows}) with one column for each sample" if layout.per_sample else "")
+        )
+    tensor = tensor if tensor.dim() == 2 else tensor[:, None]
+    host = numbers(tensor, what)
+    if not np.isfinite(host).all():
+        raise ValueError(f"{what} has times that are not finite: remove them")
+    differentiable = tensor.requires_grad and torch.is_grad_enabled()
+    return host, tensor.to(layout.device, torch.float64) if differentiable else None
+
+
+def numbers(value: Any, what: str) -> np.ndarray:
+    """Real numbers, or a tensor of them, on the host in float64.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not (isinstance(value, Tensor) and value.is_complex()):
+        try:
+            return to_host(value) if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(
+        f"{what} has {' '.join(repr(value).split())[:60]}, which is not real: give real numbers, or a tensor of them"
+    )
+
+
+def _row(point: Any, layout: Layout) -> np.ndarray:
+    value = numbers(point, "t")
+    if value.ndim == 0:
+        return np.broadcast_to(value, (layout.rows if layout.per_sample else 1,))
+    if value.shape == (1,) and not layout.per_sample:
+        return value
+    if not (layout.per_sample and value.shape == (layout.rows,)):
+        raise ValueError(
+            f"t has an end of shape {value.shape}: give a number"
+            + (f", or one for each of the {layout.rows} samples" if layout.per_sample else ", or set per_sample=True")
+        )
+    return value
+
+
+def _is_span(t0: float, t1: float) -> bool:
+    """Whether a pair of numbers needs no further look."""
+    return isfinite(t0) and isfinite(t1) and t0 != t1
+
+
+def _check(host: np.ndarray) -> None:
+    if not np.isfinite(host).all():
+        raise ValueError("t has times that are not finite: give finite ends (a steady state is found with an event)")
+    steps = np.diff(host, axis=0)
+    if (steps == 0).any():
+        same = " (t0 == t1: there is nothing to solve)" if len(host) == 2 else ""
+        raise ValueError(f"t has equal times{same}: give strictly monotone times")
+    if not (np.sign(steps) == np.sign(steps[:1])).all():
+        raise ValueError("t has times that are not monotone: sort them in the direction of the solve")
+
+
+def _tensors(points: list[Any], layout: Layout) -> tuple[Tensor, Tensor] | None:
+    ends = points[0], points[-1]
+    if not (torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in ends)):
+        return None
+    t0, t1 = (torch.as_tensor(x, device=layout.device).to(torch.float64).expand(layout.rows) for x in ends)
+    return t0, t1

@@ -1,0 +1,1 @@
+"""Likelihoods and encodings by the probability flow."""

@@ -1,0 +1,1 @@
+"""Gaussian diffusions between data and noise."""

@@ -1,0 +1,1 @@
+"""Reverse equations, grids, and the solvers that are special to diffusion."""

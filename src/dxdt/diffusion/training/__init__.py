@@ -1,0 +1,1 @@
+"""Losses and the law of the times they are taken at."""

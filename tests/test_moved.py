@@ -1,0 +1,55 @@
+"""Names of version 0.1 still lead to what they named: imports, pickles, saved models."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import dxdt
+from dxdt.moved import MOVED
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_an_old_module_is_the_new_one(old: str):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        former, today = importlib.import_module(old), importlib.import_module(MOVED[old])
+    for name in getattr(today, "__all__", ()):
+        assert getattr(former, name) is getattr(today, name)
+
+
+CODE = """
+import pickle, sys, warnings
+import dxdt
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    from dxdt.solve import ODE, PID
+    from dxdt.solve.controller import Clip
+    from dxdt.diffusion.variance import VP
+    import dxdt.solve.loop
+assert ODE is dxdt.ODE and Clip is dxdt.Clip and VP is dxdt.diffusion.VP
+assert dxdt.solve.loop.advance is dxdt.diffeq.loop.advance.advance
+told = [str(w.message) for w in seen if w.category is DeprecationWarning]
+assert "dxdt.solve.controller is dxdt.diffeq.control.controller now; the old name will go" in told, told
+import torch
+y1 = dxdt.solve(ODE(lambda t, y: -y), torch.ones(2), (0.0, 1.0)).y1
+assert torch.allclose(y1, torch.tensor(0.3678794), atol=1e-3)
+"""
+
+
+def test_old_imports_work_in_a_fresh_process_and_say_what_is_new():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pickle_that_names_an_old_module_loads():
+    said = pickle.dumps(dxdt.PID(rtol=1e-5), protocol=0).replace(
+        b"dxdt.diffeq.control.controller", b"dxdt.solve.controller"
+    )
+    assert b"dxdt.solve.controller" in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert pickle.loads(said) == dxdt.PID(rtol=1e-5)
