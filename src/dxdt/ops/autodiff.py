@@ -32,6 +32,7 @@ __all__ = [
     "Trace",
     "derivative",
     "divergence",
+    "jacobian",
     "jvp",
     "value_and_traces",
     "vjp",
@@ -48,6 +49,52 @@ def vjp(f: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, Callable[[Ten
     """Return f(y) and the map w -> J^T w by reverse differentiation."""
     value, pull, *_ = torch.func.vjp(f, y)
     return value, lambda w: pull(w)[0]
+
+
+def jacobian(
+    f: Callable[[Tensor], Tensor], y: Float[Tensor, "R n"]
+) -> tuple[Float[Tensor, "R m"], Float[Tensor, "R m n"]]:
+    """Return f(y) and the derivative of each row of it by the same row of y.
+
+    All passes are one call, mapped over the rows of an identity: transposed ones, or forward ones where f has more
+    values than arguments. The derivative can be differentiated itself, where gradients are recorded or a transform
+    is active.
+    """
+    if _functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling():
+        value, pull = vjp(f, y)
+        if value.shape[-1] > y.shape[-1]:
+            return value, _pushed(f, y)
+        rows = torch.func.vmap(lambda e: pull(e.expand(value.shape)))(_basis(value))
+        return value, rows.movedim(0, -2)
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = y.view_as(y) if graph and y.requires_grad else y.detach().requires_grad_()
+        value = f(at.view_as(at))  # a view, which f may write into
+    if not value.requires_grad:
+        return value, value.new_zeros(*value.shape, y.shape[-1])
+    if value.shape[-1] > y.shape[-1]:
+        return (value if graph else value.detach()), _pushed(f, y)
+    rows = _pulled(value, at, _basis(value)[:, None].expand(-1, *value.shape), graph)
+    return (value, rows.movedim(0, -2)) if graph else (value.detach(), rows.movedim(0, -2).detach())
+
+
+def _basis(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _pushed(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """The columns J e, side by side."""
+    columns = torch.func.vmap(lambda e: torch.func.jvp(f, (y,), (e.expand(y.shape),))[1])(_basis(y))
+    return columns.movedim(0, -1)
+
+
+def _pulled(value: Tensor, at: Tensor, cots: Tensor, graph: bool) -> Tensor:
+    """J^T of each cotangent, ``(m, R, n)``: mapped where the operations can be, else one by one."""
+    options: dict[str, Any] = dict(create_graph=graph, retain_graph=True, materialize_grads=True)
+    try:
+        return torch.autograd.grad(value, at, cots, is_grads_batched=True, **options)[0]
+    except (RuntimeError, NotImplementedError):
+        return torch.stack([torch.autograd.grad(value, at, cot, **options)[0] for cot in cots])
 
 
 def derivative(f: Callable[[Tensor], Tensor], x: Float[Tensor, " n"]) -> Tensor | None:

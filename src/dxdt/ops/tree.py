@@ -141,7 +141,8 @@ class Layout:
             return leaf if self.whole == (self.rows, self.size) else leaf.reshape(self.rows, self.size)
         parts = []
         for x, dtype in zip(leaves(tree), self.dtypes, strict=True):
-            x = torch.view_as_real(x.to(dtype)) if dtype.is_complex else x
+            # Not view_as_real, whose derivative refuses memory that begins at an odd place.
+            x = torch.stack([x.to(dtype).real, x.to(dtype).imag], -1) if dtype.is_complex else x
             parts.append(x.reshape(self.rows, -1).to(self.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
