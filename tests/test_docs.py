@@ -11,6 +11,7 @@ DOCS = ROOT / "docs"
 ROOMS = {
     "solve": "dxdt",
     "paths": "dxdt.paths",
+    "implicit": "dxdt.implicit",
     "models": "dxdt.models",
     "diffusion": "dxdt.diffusion",
     "nn": "dxdt.nn",
