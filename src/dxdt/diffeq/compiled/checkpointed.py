@@ -126,7 +126,7 @@ class _Task:
     def solve(self) -> Carry:
         """Solve, without a gradient; the final carry."""
         plan, y = self.plan, self.inputs.y.detach()
-        self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
+        self.program, _, _ = prepare(plan, y, self.dt, True, plan.solver.remembers)
         if plan.equation.args:
             # Detached, so that what the program reads tells an argument from the same tensor held by the field.
             plan = replace(plan, equation=replace(plan.equation, args=detached(plan.equation.args)))

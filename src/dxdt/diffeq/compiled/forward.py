@@ -192,7 +192,7 @@ class Forward:
     lookout: Lookout | None = None
     lighter: Callable[[Chunk], Chunk] | None = None
 
-    def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
+    def run(self, y: Tensor, dt: Any) -> Outcome:
         """Solve; the outcome is not differentiable."""
         plan, f = self.plan, fields_of(self.plan.equation.equation)
         accepted = np.zeros(y.shape[0], dtype=np.int64)
@@ -201,7 +201,7 @@ class Forward:
         if plan.watch is not None:
             self.lookout = Lookout.at(plan, y)
         states = self.keep and plan.solver.remembers and self.lighter is None
-        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded, states):
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, states):
             met = None
             if self.lookout is not None and chunk.used:
                 chunk, met = self.lookout.look(chunk)
@@ -340,7 +340,7 @@ def _on_host(carry: Carry) -> Carry:
     return carry._replace(t=t, dt=dt, status=status, attempts=attempts, accepted=accepted)
 
 
-def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False) -> Outcome:
+def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder) -> Outcome:
     """A compiled solve without a gradient.
 
     Raises:
@@ -351,4 +351,4 @@ def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bo
         check_field(plan, y)
         forward = Forward(plan, recorder, keep=False)
         with torch.no_grad():
-            return forward.run(y, dt, bounded)
+            return forward.run(y, dt)
