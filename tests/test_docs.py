@@ -13,6 +13,7 @@ ROOMS = {
     "paths": "dxdt.paths",
     "implicit": "dxdt.implicit",
     "models": "dxdt.models",
+    "mcmc": "dxdt.mcmc",
     "diffusion": "dxdt.diffusion",
     "nn": "dxdt.nn",
     "interop": "dxdt.interop",

@@ -25,7 +25,8 @@ sys.meta_path.insert(0, Refuse())
 CODE = """
 import torch
 begun = time.process_time()
-import dxdt, dxdt.compat.torchdiffeq, dxdt.compat.torchsde, dxdt.diffusion, dxdt.interop, dxdt.models, dxdt.nn
+import dxdt, dxdt.compat.torchdiffeq, dxdt.compat.torchsde
+import dxdt.diffusion, dxdt.interop, dxdt.mcmc, dxdt.models, dxdt.nn
 print(time.process_time() - begun)
 try:
     dxdt.interop.load(sys.argv[2])
