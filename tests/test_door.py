@@ -48,7 +48,7 @@ def test_the_package_is_imported_quickly_and_without_extras(tmp_path: Path):
 
 def test_every_room_is_reached_through_the_names_on_its_way():
     """A function does not hide the room of that name: ``dxdt.diffeq.loop`` is the room, whatever the door exports."""
-    rooms = [p.parent.relative_to(SOURCE) for p in (SOURCE / "dxdt").rglob("__init__.py")]
+    rooms = [p.parent.relative_to(SOURCE) for p in (SOURCE / "dxdt").rglob("__init__.py") if "lab" not in p.parts]
     for room in rooms:
         name = ".".join(room.parts)
         importlib.import_module(name)

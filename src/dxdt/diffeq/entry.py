@@ -105,7 +105,8 @@ def solve(
     if folded is not None:
         if wanted:
             warn_once(_MAPPED, getattr(equation, "fields", ()) or equation)
-        return folded.unfold(solve(**{**problem, **folded.problem, "compile": False}))
+        on_rows: dict[str, Any] = {**problem, **folded.problem, "compile": False}
+        return folded.unfold(solve(**on_rows))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
     solver = Tsit5() if solver is None else solver
