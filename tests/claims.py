@@ -16,7 +16,21 @@ from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.times import SINGLE
 from dxdt.ops.tree import Layout
 
-__all__ = ["EXPLICIT", "PAIRS", "SOLVERS", "crossed", "identify", "one_step", "slope", "steps_of"]
+__all__ = [
+    "EXPLICIT",
+    "IMPLICIT",
+    "ORDINARY",
+    "PAIRS",
+    "SOLVERS",
+    "chosen",
+    "crossed",
+    "every",
+    "identify",
+    "one_step",
+    "slope",
+    "steps_of",
+    "steps_of_order",
+]
 
 
 def _ready(name: str) -> Solver | None:
@@ -41,28 +55,61 @@ EXPLICIT = tuple(
     s
     for s in SOLVERS
     if not s.stochastic
-    and not getattr(s, "implicit", False)
+    and not s.implicit
     and not getattr(s, "separable", False)
     and not getattr(s, "semilinear", False)
 )
 """Those that solve any ordinary differential equation explicitly."""
 
-PAIRS = tuple(s for s in EXPLICIT if s.error_order is not None and not s.known_grid)
+IMPLICIT = tuple(s for s in SOLVERS if s.implicit)
+"""Those whose stages are given by equations."""
+
+ORDINARY = EXPLICIT + IMPLICIT
+"""Those that solve any ordinary differential equation."""
+
+PAIRS = tuple(s for s in ORDINARY if s.error_order is not None and not s.known_grid)
 """Those that can choose their steps."""
 
 
+def chosen(solvers: Sequence[Solver]) -> list[Any]:
+    """Solvers for a law: all explicit ones, of the implicit ones, whose steps take longest, one of each kind; the
+    others are slow."""
+    quick = {"Kvaerno3", "RadauIIA3", "Rodas5P"}
+    marks = [pytest.mark.slow]
+    return [
+        pytest.param(s, id=identify(s), marks=marks if s.implicit and identify(s) not in quick else []) for s in solvers
+    ]
+
+
 def crossed(solvers: Sequence[Solver], cases: Sequence[Any], core: Any) -> list[Any]:
-    """Pairs for a law: every solver on one case, one solver of each kind on every case; the other pairs are slow."""
+    """Pairs for a law: every solver on one case, one solver of each kind on every case; the other pairs are slow.
+
+    Implicit solvers are those of ``chosen``, on one case.
+    """
     kinds: dict[Any, Solver] = {}
-    for s in solvers:
+    for s in (s for s in solvers if not s.implicit):
         kinds.setdefault((type(s).__bases__, s.error_order is None, s.order > 4), s)
-    chosen, found = set(map(id, kinds.values())), []
-    for s in solvers:
+    first, found = set(map(id, kinds.values())), []
+    for s, param in zip(solvers, chosen(solvers), strict=True):
         for c in cases:
-            marks = () if c is core or id(s) in chosen else (pytest.mark.slow,)
-            name = f"{identify(s)}-{'-'.join(map(identify, c)) if isinstance(c, tuple) else identify(c)}"
-            found.append(pytest.param(s, c, id=name, marks=marks))
+            marks = param.marks if c is core or id(s) in first else (pytest.mark.slow,)
+            found.append(pytest.param(s, c, id=f"{identify(s)}-{_name(c)}", marks=marks))
     return found
+
+
+def every(solvers: Sequence[Solver], cases: Sequence[Any], core: Any) -> list[Any]:
+    """Pairs for a law: all explicit solvers on every case, those implicit ones that are ``chosen`` on one; the others
+    are slow."""
+    found = []
+    for s, param in zip(solvers, chosen(solvers), strict=True):
+        for c in cases:
+            marks = (pytest.mark.slow,) if s.implicit and c != core else param.marks
+            found.append(pytest.param(s, c, id=f"{identify(s)}-{_name(c)}", marks=marks))
+    return found
+
+
+def _name(case: Any) -> str:
+    return "-".join(map(identify, case)) if isinstance(case, tuple) else identify(case)
 
 
 def identify(value: Any) -> str:
@@ -81,8 +128,15 @@ def one_step(solver: Solver, field: Callable[..., Any], t: float, dt: float, y: 
     return step, solver.dense(step, length, packed)
 
 
-def steps_of(order: float) -> tuple[int, ...]:
-    """Numbers of steps over a span of about 2 that lead a method of this order to its slope."""
+def steps_of(solver: Solver) -> tuple[int, ...]:
+    """Numbers of steps over a span of about 2 that lead a method to the slope of its order."""
+    if solver.implicit:
+        return (24, 36, 54) if solver.order >= 4 else (12, 20, 32) if solver.order >= 3 else (24, 40, 64)
+    return steps_of_order(solver.order)
+
+
+def steps_of_order(order: float) -> tuple[int, ...]:
+    """Numbers of steps that show an order."""
     counts = (6, 8, 11, 15, 20, 27, 36, 48, 64, 88, 120, 160, 200, 256)
     first = 0 if order >= 7 else 4 if order >= 6 else 8 if order >= 3 else 10
     return counts[first:]

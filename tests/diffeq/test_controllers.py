@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import dxdt
-from claims import EXPLICIT, PAIRS, identify
+from claims import ORDINARY, PAIRS, chosen, identify
 from dxdt import PI, PID, Clip, Constant, Grid, I, Save, Status
 from oracles import GENERIC, LINEAR
 
@@ -251,7 +251,7 @@ def switch(t, y):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("solver", PAIRS, ids=identify)
+@pytest.mark.parametrize("solver", chosen(PAIRS))
 def test_jumps(solver, dtype):
     """With the jumps known the error is rounding; without it is that of the tolerance or worse."""
     y0, exact = torch.zeros(1, dtype=dtype), 1 - 1.5 + 5
@@ -270,7 +270,8 @@ def test_jumps(solver, dtype):
         # A method with memory of the slope may never get over a jump that it does not know.
         errors.append(abs(float(sol.y1) - exact) if sol.ok else float("inf"))
         steps.append(sol.stats.steps)
-    assert errors[0] < 2e-5
+    # Rosenbrock coefficients above one hundred multiply rounding.
+    assert errors[0] < (5e-5 if solver.implicit else 2e-5)
     assert errors[0] < errors[1] / 10 and steps[0] < steps[1]
 
 
@@ -339,6 +340,10 @@ def test_bad_clip():
 # Evaluation counts
 
 
+# Those that iterate take as many evaluations as they need.
+COUNTED = [s for s in ORDINARY if not hasattr(s, "newton")]
+
+
 def count(solver, **options):
     calls = []
 
@@ -352,7 +357,7 @@ def count(solver, **options):
 
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
-@pytest.mark.parametrize("solver", EXPLICIT, ids=identify)
+@pytest.mark.parametrize("solver", COUNTED, ids=identify)
 def test_evaluations_of_fixed_steps(solver, per_sample):
     """``stages`` a step, and at most one before the first."""
     counts = [count(solver, dt=2 / n, per_sample=per_sample).stats.evaluations for n in (10, 20)]
@@ -361,7 +366,7 @@ def test_evaluations_of_fixed_steps(solver, per_sample):
         assert counts[0] - 10 * solver.stages in (0, 1)
 
 
-@pytest.mark.parametrize("solver", PAIRS, ids=identify)
+@pytest.mark.parametrize("solver", [s for s in COUNTED if s in PAIRS], ids=identify)
 def test_evaluations_of_adaptive_steps(solver):
     """Rejected steps cost as much as accepted ones; an automatic first step costs up to two."""
     given = count(solver, dt=1.0, controller=PID(1e-6, 1e-6))
@@ -371,7 +376,7 @@ def test_evaluations_of_adaptive_steps(solver):
     assert free.stats.evaluations - free.stats.steps * solver.stages == 2
 
 
-@pytest.mark.parametrize("solver", [s for s in EXPLICIT if not s.known_grid], ids=identify)
+@pytest.mark.parametrize("solver", [s for s in COUNTED if not s.known_grid], ids=identify)
 def test_evaluations_of_dense_output(solver):
     """Free, but for one evaluation before the first step."""
     for save in (Save(dense=True), [0.3, 0.77, 1.9]):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dxdt
-from claims import EXPLICIT, identify
+from claims import ORDINARY, chosen
 from oracles import COMPLEX, GENERIC, LINEAR
 
 
@@ -26,7 +26,7 @@ def tree(a=torch.float64, b=torch.float64, c=torch.float64, batch=()):
     }
 
 
-@pytest.mark.parametrize("solver", EXPLICIT, ids=identify)
+@pytest.mark.parametrize("solver", chosen(ORDINARY))
 def test_trees(solver):
     y0 = tree()
     sol = dxdt.solve(dxdt.ODE(rate), y0, (0, 1), dt=0.01, solver=solver, save=[0.0, 0.5, 1.0])
@@ -119,7 +119,7 @@ def test_half_precision_does_not_lose_small_increments():
     assert (sol.y1.float() - 2).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("solver", EXPLICIT, ids=identify)
+@pytest.mark.parametrize("solver", chosen(ORDINARY))
 def test_complex_is_the_pair_of_reals(solver):
     """A complex solve takes the steps of the real one, to rounding."""
 

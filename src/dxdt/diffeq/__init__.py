@@ -36,6 +36,12 @@ from dxdt.diffeq.methods.exponential.weights import (
     largest_step,
 )
 from dxdt.diffeq.methods.high_order import Dopri8, Vern7
+from dxdt.diffeq.methods.implicit.collocation import GaussLegendre4, GaussLegendre6, RadauIIA3, RadauIIA5
+from dxdt.diffeq.methods.implicit.dirk import SDIRK2, TRBDF2, ImplicitEuler, ImplicitMidpoint, Trapezoidal
+from dxdt.diffeq.methods.implicit.kencarp import KenCarp3, KenCarp4, KenCarp5
+from dxdt.diffeq.methods.implicit.kvaerno import Kvaerno3, Kvaerno4, Kvaerno5
+from dxdt.diffeq.methods.implicit.newton import StageNewton
+from dxdt.diffeq.methods.implicit.rosenbrock import Rodas5P
 from dxdt.diffeq.methods.low_storage import LowStorage, LowStorage3, LowStorage4
 from dxdt.diffeq.methods.near_reversible import EES25
 from dxdt.diffeq.methods.noise_facts import Noisy
@@ -70,11 +76,30 @@ from dxdt.diffeq.problem.affine import SemiLinear
 from dxdt.diffeq.problem.conversion import Converted, to_ito, to_stratonovich
 from dxdt.diffeq.problem.equation import ODE, SDE, Ito, Stratonovich
 from dxdt.diffeq.problem.noise import Additive, Commutative, Diagonal, General, Scalar, Sum
+from dxdt.diffeq.problem.split import SplitODE
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.progress import TextProgress
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 
 __all__ = [
+    "SDIRK2",
+    "TRBDF2",
+    "ImplicitEuler",
+    "ImplicitMidpoint",
+    "Trapezoidal",
+    "Kvaerno3",
+    "Kvaerno4",
+    "Kvaerno5",
+    "KenCarp3",
+    "KenCarp4",
+    "KenCarp5",
+    "GaussLegendre4",
+    "GaussLegendre6",
+    "RadauIIA3",
+    "RadauIIA5",
+    "Rodas5P",
+    "StageNewton",
+    "SplitODE",
     "AdamsBashforth",
     "AdamsBashforthMoulton",
     "Additive",

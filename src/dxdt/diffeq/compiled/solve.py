@@ -37,8 +37,7 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
     try:
         return _run(plan, inputs, gradient, dt, recorder)
     except CannotCompile as error:
-        equation = plan.equation.equation
-        warn_once(str(error), fields_of(equation) or equation)
+        warn_once(str(error), fields_of(plan.equation.equation))
         return None
 
 

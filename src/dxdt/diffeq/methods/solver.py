@@ -68,6 +68,7 @@ class Solver(ABC):
         foresees: whether it makes something of a known grid before the first step.
         degree: degree of the dense output's polynomial.
         compiles: whether its steps can be compiled.
+        implicit: whether its stages are given by equations.
         remembers: whether its state depends on the steps before, and is no function of (t, y).
     """
 
@@ -82,6 +83,7 @@ class Solver(ABC):
     foresees: ClassVar[bool] = False
     degree: ClassVar[int] = 1
     compiles: ClassVar[bool] = False
+    implicit: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
 
     def check(self, equation: Equation) -> None:  # noqa: B027

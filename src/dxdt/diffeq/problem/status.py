@@ -18,7 +18,10 @@ class Status(Enum):
         "took max_steps attempted steps without reaching its end: "
         "raise max_steps, loosen the tolerances, or shorten the span"
     )
-    NOT_FINITE = "met values that are not finite: the field overflowed or returned NaN; check it, or use a smaller step"
+    NOT_FINITE = (
+        "met values that are not finite: the field overflowed or returned NaN, or has no value at which an "
+        "implicit stage holds; check it, or use a smaller step"
+    )
     STEP_TOO_SMALL = (
         "needed a step below the smallest allowed: "
         "the problem is stiff or singular there, or the tolerances are too tight"

@@ -1,0 +1,1 @@
+"""Methods for stiff equations, whose stages are given by equations."""
