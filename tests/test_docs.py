@@ -13,6 +13,7 @@ ROOMS = {
     "paths": "dxdt.paths",
     "implicit": "dxdt.implicit",
     "models": "dxdt.models",
+    "mcmc": "dxdt.mcmc",
     "diffusion": "dxdt.diffusion",
     "nn": "dxdt.nn",
     "interop": "dxdt.interop",
@@ -49,3 +50,13 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_changelog_is_whole():
+    """Merges that kept both sides left halves of sentences: repeated lines, and lines that go on after a full stop."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    lines = [line for line in text.splitlines() if len(line) > 40]
+    assert sorted({line for line in lines if lines.count(line) > 1}) == []
+    assert re.findall(r"\.\n  [a-z].*", text) == []
+    headings = re.findall(r"^##.*$", text.partition("\n## [0")[0], re.M)
+    assert len(headings) == len(set(headings))

@@ -1,5 +1,6 @@
 """The front door: quick to import, and without any extra."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ sys.meta_path.insert(0, Refuse())
 CODE = """
 import torch
 begun = time.process_time()
-import dxdt, dxdt.compat.torchdiffeq, dxdt.compat.torchsde, dxdt.diffusion, dxdt.interop, dxdt.models, dxdt.nn
+import dxdt, dxdt.compat.torchdiffeq, dxdt.compat.torchsde
+import dxdt.diffusion, dxdt.interop, dxdt.mcmc, dxdt.models, dxdt.nn
 print(time.process_time() - begun)
 try:
     dxdt.interop.load(sys.argv[2])
@@ -42,3 +44,15 @@ def test_the_package_is_imported_quickly_and_without_extras(tmp_path: Path):
     seconds, said = done.stdout.splitlines()
     assert float(seconds) < 2.0  # of the processor, torch itself apart
     assert said.startswith("safetensors is needed here and not installed: run pip install 'dxdt[interop]'")
+
+
+def test_every_room_is_reached_through_the_names_on_its_way():
+    """A function does not hide the room of that name: ``dxdt.diffeq.loop`` is the room, whatever the door exports."""
+    rooms = [p.parent.relative_to(SOURCE) for p in (SOURCE / "dxdt").rglob("__init__.py") if "lab" not in p.parts]
+    for room in rooms:
+        name = ".".join(room.parts)
+        importlib.import_module(name)
+        found = sys.modules["dxdt"]
+        for part in room.parts[1:]:
+            found = getattr(found, part)
+        assert found is sys.modules[name], name

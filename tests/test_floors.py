@@ -1,7 +1,7 @@
 """The house rule, checked on the syntax tree: rooms import downwards only, along known edges."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,12 @@ def wrong_edges(module: str, imports: list[Import] | tuple[Import, ...]) -> list
 
 
 FILES = sorted(SOURCE.rglob("*.py"))
-each_file = pytest.mark.parametrize("path", FILES, ids=[str(p.relative_to(SOURCE)) for p in FILES])
+
+
+def every_file(fault: Callable[[Path], list[str]]) -> None:
+    """Fail with the faults of all files, each under its name; one test for all, because there are hundreds of files."""
+    found = [f"{path.relative_to(SOURCE)}: {what}" for path in FILES for what in fault(path)]
+    assert not found, "\n".join(found)
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str] | None:
@@ -174,10 +179,8 @@ def test_every_folder_is_a_room():
     assert folders <= set(EDGES), f"rooms without edges in the table: {sorted(folders - set(EDGES))}"
 
 
-@each_file
-def test_imports_follow_the_edges(path: Path):
-    wrong = wrong_edges(module_of(path), imports_of(path))
-    assert not wrong, "\n".join(wrong)
+def test_imports_follow_the_edges():
+    every_file(lambda path: wrong_edges(module_of(path), imports_of(path)))
 
 
 def test_modules_form_no_circle():
@@ -195,28 +198,32 @@ def test_modules_form_no_circle():
     assert circle is None, " -> ".join(circle or [])
 
 
-@each_file
-def test_no_import_inside_a_function(path: Path):
-    inside = [f"line {item.line}: {item.target}" for item in imports_of(path) if item.inside]
-    assert not inside, f"move to the top, or use dxdt.ops.optional.require for an optional package: {inside}"
+def test_no_import_inside_a_function():
+    remedy = "move to the top, or use dxdt.ops.optional.require for an optional package"
+    every_file(lambda path: [f"line {x.line}: {x.target}; {remedy}" for x in imports_of(path) if x.inside])
 
 
-@each_file
-def test_no_private_name_crosses_rooms(path: Path):
+def private_imports(path: Path) -> list[str]:
     room = room_of(module_of(path))
-    private = [
-        f"line {item.line}: {item.target}"
+    return [
+        f"line {item.line}: {item.target} is a private name of another room"
         for item in imports_of(path)
         if item.module.split(".")[0] == "dxdt" and room_of(item.target) != room
         if any(p.startswith("_") and not p.endswith("__") for p in item.target.split("."))
     ]
-    assert not private, f"private names of another room: {private}"
 
 
-@each_file
-def test_files_stay_short(path: Path):
+def test_no_private_name_crosses_rooms():
+    every_file(private_imports)
+
+
+def lengths(path: Path) -> list[str]:
     lines = len(path.read_text().splitlines())
-    assert lines <= LONGEST_FILE, f"{lines} lines; a file this long wants two nouns"
+    return [] if lines <= LONGEST_FILE else [f"{lines} lines; a file this long wants two nouns"]
+
+
+def test_files_stay_short():
+    every_file(lengths)
 
 
 @pytest.mark.parametrize(

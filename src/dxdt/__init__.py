@@ -16,7 +16,7 @@ __all__ += _room.__all__
 
 _keep_old_names()
 
-_LATER = ("compat", "diffeq", "diffusion", "implicit", "interop", "lab", "models", "nn", "paths")
+_LATER = ("compat", "diffeq", "diffusion", "implicit", "interop", "lab", "mcmc", "models", "nn", "paths")
 
 
 def __getattr__(name: str) -> ModuleType:

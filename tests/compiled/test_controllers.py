@@ -35,6 +35,40 @@ def test_known_steps_between_stops(per_sample, traced, strict):
     assert len(traced) == 1
 
 
+def switched(t, y, theta):
+    """Two rates on the two sides of a jump at 0.4; a float of neither dtype is the jump itself."""
+    return torch.where(t < 0.4, theta[0], theta[1]).reshape((-1,) + (1,) * (y.dim() - 1)).squeeze(0) * y
+
+
+JUMPED = [
+    (dxdt.Heun(), False, None),
+    pytest.param(dxdt.AsynchronousLeapfrog(), True, None, marks=pytest.mark.slow),
+    pytest.param(dxdt.Heun(), True, dxdt.Backsolve(), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("solver", "per_sample", "gradient"), JUMPED)
+def test_steps_see_their_own_side_of_a_jump(solver, per_sample, gradient, traced, strict):
+    """No time is lost, forwards and backwards, and gradients follow, also for the ends of the span."""
+    for ends in ((0.0, 1.0), (1.0, 0.4)):
+        theta = torch.tensor([0.7, -0.4], dtype=F64, requires_grad=True)
+        t0, t1 = (torch.tensor(x, dtype=F64, requires_grad=True) for x in ends)
+        sol = dxdt.solve(
+            *(ODE(switched), Y0, (t0, t1)),
+            args=(theta,),
+            solver=solver,
+            controller=Clip(dxdt.PID(1e-6, 1e-8), jumps=[0.4]),
+            gradient=gradient,
+            per_sample=per_sample,
+            compile=True,
+        )
+        before, after = (0.4 - t0, t1 - 0.4) if t1 > t0 else (t1 * 0, t1 - t0)
+        exact = Y0 * torch.exp(theta[0] * before + theta[1] * after)
+        got, want = (torch.autograd.grad(x.square().sum(), (theta, t0, t1)) for x in (sol.y1, exact))
+        assert torch.allclose(sol.y1, exact, rtol=1e-4)
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(got, want, strict=True))
+
+
 NOISY = SDE(lambda t, y: -y, lambda t, y: 0.4 * torch.cos(y), dxdt.Diagonal())
 
 

@@ -1,5 +1,6 @@
 """A field that has no compiled form: the eager answer, and one warning that says why and where."""
 
+import inspect
 import math
 import warnings
 from functools import partial
@@ -303,8 +304,45 @@ def test_transforms_run_eager(traced):
     _, tangent = torch.func.jvp(end, (y,), (torch.ones_like(y),))
     assert torch.allclose(tangent, jacobian.sum(1))
     assert torch.allclose(torch.func.grad(lambda y: end(y).sum())(y), jacobian.sum(0))
-    assert torch.allclose(torch.vmap(end)(torch.stack([y, 2 * y]))[0], end(y, False))
+    with pytest.warns(RuntimeWarning, match="a solve inside torch.vmap"):
+        assert torch.allclose(torch.vmap(end)(torch.stack([y, 2 * y]))[0], end(y, False))
     assert not traced
+
+
+def test_a_solve_inside_vmap_says_that_it_runs_eager(fresh):
+    def decay(t, y):
+        return -y
+
+    def ends(compile):
+        return torch.vmap(lambda y: dxdt.solve(ODE(decay), y, (0.0, 1.0), compile=compile).y1)
+
+    with pytest.warns(RuntimeWarning, match="decay: a solve inside torch.vmap has no compiled form: make the mapped"):
+        y1 = ends(True)(torch.ones(3, 2))
+    assert torch.equal(y1, ends(False)(torch.ones(3, 2)))
+
+
+def test_no_option_is_lost_inside_vmap(monkeypatch):
+    """What is given to a solve inside ``torch.vmap`` reaches the solve on rows, whatever its name."""
+    entry, seen = import_module("dxdt.diffeq.entry"), []
+    front = entry.solve
+    monkeypatch.setattr(entry, "solve", lambda **options: seen.append(options) or front(**options))
+    torch.vmap(lambda y: front(ODE(lambda t, y: -y), y, (0.0, 1.0), max_steps=77).y1)(torch.ones(3, 2))
+    (options,) = seen
+    assert set(options) == set(inspect.signature(front).parameters) and options["max_steps"] == 77
+
+
+class Growth:
+    """An equation that keeps no callable."""
+
+    fields = ()
+
+    def drift(self, t, y, *args):
+        return y
+
+
+def test_an_equation_without_fields_is_named(fresh):
+    with pytest.warns(RuntimeWarning, match="runs eager for Growth: "):
+        dxdt.solve(Growth(), torch.ones(2), (0.0, 1.0), dt=0.5, compile=True)
 
 
 def test_second_derivatives_are_refused(traced):

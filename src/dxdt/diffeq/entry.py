@@ -27,6 +27,7 @@ from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, constants
 from dxdt.diffeq.problem.span import Interval, numbers, times_of
 from dxdt.diffeq.problem.status import Status
+from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
@@ -37,6 +38,10 @@ __all__ = ["solve"]
 
 _CODES = {s.code: s for s in Status}
 _OK = frozenset(s for s in Status if s.ok)
+_MAPPED = (
+    "a solve inside torch.vmap has no compiled form: make the mapped axis a batch and solve with per_sample=True, "
+    "outside torch.vmap"
+)
 
 
 def solve(
@@ -93,19 +98,15 @@ def solve(
         SolveError: the solve failed (see ``throw``).
     """
     args = args if isinstance(args, tuple) else (args,)
-    problem = dict(args=args, save=save, event=event, driver=driver, dt=dt, throw=throw)
+    wanted = is_compiling() if compile is None else compile
+    # All that was given, so that no option is lost where the solve is made again on rows.
+    problem = {name: value for name, value in locals().items() if name != "wanted"}
     folded = fold(equation, y0, t, problem, per_sample)
     if folded is not None:
-        rest = dict(
-            args=args,
-            dt=dt,
-            solver=solver,
-            controller=controller,
-            gradient=gradient,
-            params=params,
-            max_steps=max_steps,
-        )
-        return folded.unfold(solve(**rest, **folded.problem, progress=progress))
+        if wanted:
+            warn_once(_MAPPED, getattr(equation, "fields", ()) or equation)
+        on_rows: dict[str, Any] = {**problem, **folded.problem, "compile": False}
+        return folded.unfold(solve(**on_rows))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
     solver = Tsit5() if solver is None else solver
@@ -139,7 +140,6 @@ def solve(
         times = controller.ends(span, dt_row)
     rows.outlook = Outlook(times, needs_dense, scale is not None, scale)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
-    wanted = is_compiling() if compile is None else compile
     outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
     if outcome is not None:
         return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)

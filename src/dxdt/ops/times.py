@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.ops.tree import Layout
+
 __all__ = [
     "DEVICE",
     "HOST",
@@ -304,12 +306,15 @@ def scaled_sum(y: Tensor | None, factor: Tensor | float, k: Tensor) -> Tensor:
     return torch.addcmul(y, factor, k) if isinstance(factor, Tensor) else torch.add(y, k, alpha=factor)
 
 
-def moments(t: Ticks, dt: Ticks, nodes: Table | np.ndarray, joint: bool, like: Tensor) -> Sequence[Tensor]:
-    """The times ``t + nodes[i] * dt`` as the field sees them: shape ``()`` jointly, else ``(R,)``."""
+def moments(t: Ticks, dt: Ticks, nodes: Table | np.ndarray, layout: Layout) -> Sequence[Tensor]:
+    """The times ``t + nodes[i] * dt`` as the field sees them: shape ``()`` jointly, else ``(R,)``.
+
+    Formed in float64 and rounded once to the dtype in which the field sees time.
+    """
     if isinstance(dt, Tensor):
-        times = [(t + dt * x if x else t).to(like.dtype) for x in _numbers(nodes)]
-        return [x.squeeze(-1) for x in times] if joint else times
+        times = [(t + dt * x if x else t).to(layout.time_dtype) for x in _numbers(nodes)]
+        return times if layout.per_sample else [x.squeeze(-1) for x in times]
     array = nodes.array if isinstance(nodes, Table) else nodes
     host = t + (array[:, None] if isinstance(dt, np.ndarray) else array) * dt
-    times = torch.from_numpy(host.astype(_NUMPY[like.dtype]))
-    return (times if like.device.type == "cpu" else times.to(like.device)).unbind(0)
+    times = torch.from_numpy(host.astype(_NUMPY[layout.time_dtype]))
+    return (times if layout.device.type == "cpu" else times.to(layout.device)).unbind(0)

@@ -43,7 +43,7 @@ class Layout:
         size: real numbers in a row n.
         per_sample: whether axis 0 of every leaf is the batch.
         dtype: dtype of the rows (the widest real dtype of the leaves, at least float32).
-        time_dtype: dtype in which the field sees time (the widest real dtype of the leaves).
+        time_dtype: dtype in which the field sees time: that of the rows, or a wider one.
         device: device of every leaf.
         single: whether the state is one real tensor that rows can alias.
         aliased: whether the user's tensor is its own rows.
@@ -104,11 +104,10 @@ class Layout:
         batch = flat[0].shape[0] if per_sample else 1
         shapes = tuple(tuple(x.shape[1:] if per_sample else x.shape) for x in flat)
         dtypes = tuple(x.dtype for x in flat)
-        time = dtypes[0] if len(dtypes) == 1 else _promote(dtypes)
-        time = _real(time)
+        wide = dtypes[0] if len(dtypes) == 1 else _promote(dtypes)
         size = sum(prod(s) * (2 if d.is_complex else 1) for s, d in zip(shapes, dtypes, strict=True))
-        dtype = torch.promote_types(time, torch.float32)
-        return cls(spec, shapes, dtypes, batch, size, per_sample, dtype, time, flat[0].device)
+        dtype = torch.promote_types(_real(wide), torch.float32)
+        return cls(spec, shapes, dtypes, batch, size, per_sample, dtype, dtype, flat[0].device)
 
     def full_shape(self, i: int) -> tuple[int, ...]:
         """Shape of leaf ``i`` as the user gave it."""

@@ -18,7 +18,7 @@ from dxdt.diffeq.loop.plan import Attempt, Plan, pack, unpack
 from dxdt.diffeq.loop.save import polynomial
 from dxdt.diffeq.loop.start import begin
 from dxdt.diffeq.methods.solver import Solver
-from dxdt.diffeq.problem.equation import Rows
+from dxdt.diffeq.problem.equation import Rows, bounds_of, within
 from dxdt.diffeq.problem.status import RUNNING
 from dxdt.diffeq.programs.pullback import Holder, opened
 from dxdt.diffeq.programs.signature import Form
@@ -82,6 +82,7 @@ class _Adjoint:
         size: n.
         full: whether the integrals are part of the state.
         layout: of the state.
+        bounds: the first and the last time that the field is shown, or None.
     """
 
     field: Callable[..., Tensor]
@@ -92,6 +93,11 @@ class _Adjoint:
     layout: Layout
     noise: Any = None
     kind: Any = None
+    bounds: tuple[Tensor, Tensor] | None = None
+
+    def between(self, low: Tensor, high: Tensor) -> _Adjoint:
+        """The same of a field that is shown no other times."""
+        return replace(self, bounds=bounds_of(low, high, self.layout))
 
     def pulled(self, t: Tensor, y: Tensor, cot: Tensor, state: bool, params: bool) -> tuple[Tensor, list[Tensor]]:
         """The field, and cotangents of the state and of the wanted shared tensors."""
@@ -101,7 +107,7 @@ class _Adjoint:
             if params:
                 for i, x in zip(self.wanted, rest, strict=True):
                     inner[i] = x
-            return self.field(t, at[0] if state else y, *inner)
+            return self.field(t if self.bounds is None else within(t, self.bounds), at[0] if state else y, *inner)
 
         at = (y,) * state + tuple([self.shared[i] for i in self.wanted]) * params
         out: Any = torch.func.vjp(f, *at)
@@ -117,7 +123,7 @@ class _Adjoint:
         """int a^T df/dtheta over the accepted steps of an attempt, by Gauss quadrature."""
         at, n = attempt.at, self.size
         ok = attempt.ok.unsqueeze(-1)
-        times = moments(at.t, at.dt, NODES, not self.layout.per_sample, at.y)
+        times = moments(at.t, at.dt, NODES, self.layout)
         totals: list[Tensor] = []
         for node, factor, time in zip(NODES.numbers, factors(WEIGHTS, -at.dt, at.y), times, strict=True):
             # Rows that rejected the step stand where the field is finite.

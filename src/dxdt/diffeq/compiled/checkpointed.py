@@ -126,7 +126,7 @@ class _Task:
     def solve(self) -> Carry:
         """Solve, without a gradient; the final carry."""
         plan, y = self.plan, self.inputs.y.detach()
-        self.program, _, _ = prepare(plan, y, self.dt, True, False, plan.solver.remembers)
+        self.program, _, _ = prepare(plan, y, self.dt, True, plan.solver.remembers)
         if plan.equation.args:
             # Detached, so that what the program reads tells an argument from the same tensor held by the field.
             plan = replace(plan, equation=replace(plan.equation, args=detached(plan.equation.args)))
@@ -219,6 +219,7 @@ class Entry:
     coefficients: Tensor | None
     index: Tensor | None
     noise: Any
+    sides: tuple[Tensor, ...]
     leap: Tensor | None
 
     @classmethod
@@ -228,7 +229,7 @@ class Entry:
         y, held = records.y, records.coefficients
         zeros = torch.zeros_like(y), torch.zeros_like(y), None if held is None else torch.zeros_like(held)
         leap = read.leap if records.states else None
-        return cls(records, *zeros, _indices(read) if numbered else None, read.noise, leap)
+        return cls(records, *zeros, _indices(read) if numbered else None, read.noise, read.sides, leap)
 
     def answer(self, asked: Asked, g: Tensor, exact: bool) -> None:
         """Saved values: at the end of a step, or inside it (all of them, if not ``exact``)."""
@@ -273,7 +274,9 @@ class Entry:
         """
         records = self.records
         t, dt, y = records.t, records.dt, records.y
-        taken = Taken(t, dt, y, self.end, self.start, self.coefficients, self.index, records.states, self.leap)
+        taken = Taken(
+            *(t, dt, y, self.end, self.start, self.coefficients, self.index, records.states, self.sides, self.leap)
+        )
         ok = dt.numpy() != 0
         if not ok.all():
             some = np.flatnonzero(ok.any(1))
@@ -285,7 +288,8 @@ class Entry:
                 taken = taken._replace(t=taken.t[beside(taken.t, *at)], y=taken.y[beside(y, *at)], states=states)
         clocks = {name: getattr(taken, name) for name in ("t", "dt", "number", "leap")}
         clocks = {name: x for name, x in clocks.items() if x is not None}
-        taken = taken._replace(**dict(zip(clocks, placed(list(clocks.values()), y.device), strict=True)))
+        there = placed([*clocks.values(), *taken.sides], y.device)
+        taken = taken._replace(**dict(zip(clocks, there, strict=False)), sides=tuple(there[len(clocks) :]))
         return taken.each(lambda x: x.contiguous())
 
 

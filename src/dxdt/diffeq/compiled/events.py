@@ -19,6 +19,7 @@ from torch import Tensor
 from dxdt.compiler.explain import CannotCompile
 from dxdt.diffeq.loop.event import Bracket, Crossing, Event, Signs, Track, bracket
 from dxdt.diffeq.loop.plan import Carry, Plan
+from dxdt.diffeq.loop.step import sided
 from dxdt.diffeq.problem.status import RUNNING, Status
 from dxdt.diffeq.programs.engine import Chunk, Records, clocks_of
 from dxdt.ops.times import beside, to_host
@@ -163,7 +164,8 @@ class Lookout:
         assert crossing is not None
         crossing = crossing._replace(theta=crossing.theta[donor])
         end = to_host(chunk.records.end[: chunk.used])[slot, donor]
-        stop = np.where(rows, t + crossing.theta * dt, to_host(carry.t))
+        stop = np.where(crossing.theta < 1, t + crossing.theta * dt, end)
+        stop = np.where(rows, stop, to_host(carry.t))
         last = rows & (end == np.atleast_1d(self.plan.span.t1)[donor])
         return Met(crossing, slot, t, dt, last, stop, y, dense, carry.y.clone())
 
@@ -213,8 +215,9 @@ class Lookout:
         (rows,) = beside(carry.y, goes)
         assert meter is not None
         count = meter.evaluations
+        clocks = to_host(carry.t) if plan.equation.layout.per_sample else to_host(carry.t)[0]
         with torch.no_grad():
-            state = plan.solver.init(plan.equation, carry.t.to(carry.y.device), carry.y, plan.dense)
+            state = plan.solver.init(sided(plan, clocks), carry.t.to(carry.y.device), carry.y, plan.dense)
         meter.evaluations = count
         for old, new in zip(carry.solver, state, strict=True):
             old[rows] = new[rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +15,18 @@ from torch.autograd import forward_ad
 from dxdt.compiler.cuda import replays
 from dxdt.compiler.explain import DRAWS, REMEMBERS, CannotCompile
 from dxdt.diffeq.compiled.events import Lookout, Met
+from dxdt.diffeq.control.controller import Span
 from dxdt.diffeq.gradients.gradient import Outcome
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.loop.probe import untouched
 from dxdt.diffeq.loop.save import SaveTimes, interpolate
 from dxdt.diffeq.loop.saving import Recorder
+from dxdt.diffeq.loop.step import beyond, sides
 from dxdt.diffeq.programs.engine import Chunk, Records, chunks
 from dxdt.diffeq.programs.field_key import identified
 from dxdt.diffeq.programs.signature import Form, fields_of
 from dxdt.diffeq.programs.starters import phases_of
-from dxdt.ops.times import beside, from_host
+from dxdt.ops.times import HOST, beside, from_host
 
 __all__ = ["Asked", "Forward", "Read", "check_field", "compilable", "joined", "run_compiled", "undone"]
 
@@ -134,7 +136,8 @@ class Read:
         accepted: steps that each row had accepted before it.
         since: those of them that it accepted before the present piece of its solution began.
         met: events in it.
-        leap: how far jumps moved the clocks after each step, or None.
+        sides: the first and the last time that each step shows to the field, where that has jumps.
+        leap: time just beyond a jump that each step ends at, else NaN; or None.
         asked, values: what was asked of it, and the answers.
         starts, coefficients: its part of the path.
     """
@@ -146,6 +149,7 @@ class Read:
     accepted: np.ndarray
     since: np.ndarray
     met: Met | None
+    sides: tuple[Tensor, ...] = ()
     leap: Tensor | None = None
     asked: Asked | None = None
     values: Tensor | None = None
@@ -192,7 +196,7 @@ class Forward:
     lookout: Lookout | None = None
     lighter: Callable[[Chunk], Chunk] | None = None
 
-    def run(self, y: Tensor, dt: Any, bounded: bool = False) -> Outcome:
+    def run(self, y: Tensor, dt: Any) -> Outcome:
         """Solve; the outcome is not differentiable."""
         plan, f = self.plan, fields_of(self.plan.equation.equation)
         accepted = np.zeros(y.shape[0], dtype=np.int64)
@@ -201,7 +205,7 @@ class Forward:
         if plan.watch is not None:
             self.lookout = Lookout.at(plan, y)
         states = self.keep and plan.solver.remembers and self.lighter is None
-        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, bounded, states):
+        for chunk in chunks(plan, f, plan.equation.args, y, dt, records, states):
             met = None
             if self.lookout is not None and chunk.used:
                 chunk, met = self.lookout.look(chunk)
@@ -246,7 +250,7 @@ class Forward:
         ok = records.dt[:used].numpy() != 0
         end = records.end[:used].numpy()
         if self.plan.controller.jumps:
-            read.leap = self._jumped(chunk, ok, end)
+            self._at_jumps(read, records, ok, end)
         if recorder.dense:
             self._path(read, records, ok, end)
         if recorder.times is not None:
@@ -255,14 +259,22 @@ class Forward:
             self._after_steps(read, records, end, ok)
         return read
 
-    def _jumped(self, chunk: Chunk, ok: np.ndarray, end: np.ndarray) -> Tensor:
-        """How far jumps moved the clocks after each step."""
-        assert chunk.records is not None
-        following = np.concatenate([chunk.records.t[1 : chunk.used].numpy(), chunk.carry.t[None].numpy()])
-        leap = np.where(ok, following - end, 0.0)
-        slot, row = np.nonzero(leap)
+    def _at_jumps(self, read: Read, records: Records, ok: np.ndarray, end: np.ndarray) -> None:
+        """Which side of a jump each step saw, and after which the solver's memory was renewed."""
+        t, dt = (x[: read.used].numpy() for x in (records.t, records.dt))
+        t0, t1 = (np.broadcast_to(np.atleast_1d(x), t.shape).ravel() for x in self.plan.span[1:3])
+        # One clock for each step of each row.
+        plan = replace(self.plan, span=Span(HOST, t0, t1))
+        landed, crossed = (x.reshape(t.shape) for x in plan.controller.land(plan.span, t.ravel(), dt.ravel()))
+        jumped = crossed & ok & (landed == end) & (end != t1.reshape(t.shape))
+        slot, row = np.nonzero(jumped)
         self.jumps.update((np.broadcast_to(self.attempts, ok.shape[1])[row] + slot).tolist())
-        return torch.from_numpy(leap)
+        if not self.keep:
+            return
+        found = sides(plan, t.ravel(), dt.ravel())
+        bounds = (np.full(t.size, -np.inf), np.full(t.size, np.inf)) if found is None else found
+        read.sides = tuple(torch.from_numpy(x.reshape(t.shape)) for x in bounds)
+        read.leap = torch.from_numpy(np.where(jumped, beyond(plan, end.ravel()).reshape(t.shape), np.nan))
 
     def _path(self, read: Read, records: Records, ok: np.ndarray, end: np.ndarray) -> None:
         some = np.flatnonzero(ok.any(1))
@@ -340,7 +352,7 @@ def _on_host(carry: Carry) -> Carry:
     return carry._replace(t=t, dt=dt, status=status, attempts=attempts, accepted=accepted)
 
 
-def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bool = False) -> Outcome:
+def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder) -> Outcome:
     """A compiled solve without a gradient.
 
     Raises:
@@ -351,4 +363,4 @@ def run_compiled(plan: Plan, y: Tensor, dt: Any, recorder: Recorder, bounded: bo
         check_field(plan, y)
         forward = Forward(plan, recorder, keep=False)
         with torch.no_grad():
-            return forward.run(y, dt, bounded)
+            return forward.run(y, dt)

@@ -37,7 +37,8 @@ def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, rec
     try:
         return _run(plan, inputs, gradient, dt, recorder)
     except CannotCompile as error:
-        warn_once(str(error), fields_of(plan.equation.equation))
+        equation = plan.equation.equation
+        warn_once(str(error), fields_of(equation) or equation)
         return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dxdt.diffeq.compiled.forward import Read
 from dxdt.diffeq.loop.plan import Plan
+from dxdt.diffeq.loop.step import beyond
 from dxdt.diffeq.programs.pullback import Found, Memory
 from dxdt.diffeq.programs.starters import kinds_of, phases_of
 from dxdt.ops.times import beside
@@ -42,7 +43,7 @@ class Memories:
             before.append(int(total.max()))
             total = total + (read.kept.dt.numpy() != 0).sum(0)
         rows = np.where(total > 0, np.arange(len(total)), int(total.argmax()))
-        t0, source = beside(y, np.atleast_1d(plan.span.t0)[rows], rows)
+        t0, source = beside(y, np.atleast_1d(beyond(plan, plan.span.t0))[rows], rows)
         zeros = tuple(torch.zeros(size, dtype=dtype, device=y.device) for size, dtype in kinds_of(plan, y))
         untils = [phase.until for phase in phases_of(plan) if phase.until is not None]
         return cls(before, untils, zeros, (t0, y.detach()[source]))

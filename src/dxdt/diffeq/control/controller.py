@@ -1,121 +1,23 @@
-"""Controllers: accept or reject an attempted step, and choose the next.
-
-A controller is a frozen value. ``start`` gives the first step and the controller's state,
-``decide`` maps an error norm to a decision; both are written against ``ops.clock``, so that the
-same rule runs on host clocks and inside a compiled loop. Steps are signed: dt < 0 solves backwards.
-"""
+"""Controllers: accept or reject an attempted step, and choose the next (see ``rule``)."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.ops.times import Clock, Ticks, to_host
+from dxdt.diffeq.control.rule import Controller, Decision, Scale, Span, max_norm, rms
+from dxdt.ops.times import Ticks, to_host
 from dxdt.ops.tree import Layout, Tree, leaves
 
 __all__ = ["PI", "PID", "Clip", "Constant", "Controller", "Decision", "Grid", "I", "Scale", "Span", "max_norm", "rms"]
 
-
-class Span(NamedTuple):
-    """What a controller may know of a solve: its clocks, the two ends, each ``(R,)``, and the table
-    of a grid where it is not the controller's own (a compiled loop takes it as an input)."""
-
-    clock: Clock
-    t0: Ticks
-    t1: Ticks
-    table: Any = None
-
-
-class Decision(NamedTuple):
-    """What becomes of an attempted step, per row.
-
-    Attributes:
-        accept: keep it.
-        dt: signed length of the next attempt.
-        state: controller state.
-        failed: give this row up.
-        full: whether that is for want of room to remember rejected steps (see ``Revisit``), or None.
-    """
-
-    accept: Ticks
-    dt: Ticks
-    state: tuple[Ticks, ...]
-    failed: Ticks
-    full: Ticks | None = None
-
-
-class Scale(NamedTuple):
-    """Absolute and relative tolerance and the norm of their ratio with the error."""
-
-    atol: Tensor | float
-    rtol: Tensor | float
-    norm: Callable[[Tensor], Tensor]
-
-    def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
-        """Norm of error / (atol + rtol max(|y0|, |y1|)) for each row, ``(R,)``."""
-        scale = torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
-        return self.norm(error / scale)
-
-
-def rms(ratio: Tensor) -> Tensor:
-    """Root mean square over a row."""
-    return torch.linalg.vector_norm(ratio, dim=-1) / ratio.shape[-1] ** 0.5
-
-
-def max_norm(ratio: Tensor) -> Tensor:
-    """Largest magnitude in a row."""
-    return torch.linalg.vector_norm(ratio, float("inf"), dim=-1)
-
-
-class Controller(ABC):
-    """Rule for step sizes.
-
-    Class facts:
-        adaptive: whether it needs an error estimate.
-        state_size: how many clocks its state holds.
-    """
-
-    adaptive: ClassVar[bool] = False
-    state_size: ClassVar[int] = 0
-
-    @property
-    def jumps(self) -> bool:
-        """Whether the clock can be moved across discontinuities (see ``Clip``)."""
-        return False
-
-    def scale(self, layout: Layout) -> Scale | None:
-        """How errors are measured, or None where they are not."""
-        return None
-
-    def measure(self, layout: Layout) -> Callable[[Tensor], Tensor]:
-        """The norm in which errors are measured."""
-        return rms
-
-    def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:  # noqa: B027
-        """Raise ValueError if this rule cannot serve spans ``(R,)`` with the user's first step."""
-
-    @abstractmethod
-    def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
-        """First step and initial state; ``dt`` is the user's or the automatic first step,
-        ``order`` the power of dt in the error estimate."""
-
-    @abstractmethod
-    def decide(self, span: Span, error: Ticks, t: Ticks, dt: Ticks, state: tuple[Ticks, ...]) -> Decision:
-        """Decision on the attempt [t, t + dt] with the given error norm (1 is the tolerance)."""
-
-    def ends(self, span: Span, dt: Ticks | None) -> np.ndarray | None:
-        """The ends of all steps, ``(N + 1, 1)`` or ``(N + 1, R)``, where they are known; rows stay at their last."""
-        return None
-
-    def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
-        """Clock after an accepted step that ends at ``t``, and whether it crossed a jump."""
-        raise NotImplementedError(f"{type(self).__name__} says that it jumps (jumps=True) but not how: define land")
+# A clock is known to this fraction of what it was formed from.
+_ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
 @final
@@ -354,8 +256,9 @@ class Clip(Controller):
     Args:
         controller: rule for the steps between.
         steps: times at which a step must end, such as times where the solution is wanted exactly.
-        jumps: times where the field is discontinuous: a step ends just before and the next begins
-            just after, with the solver's memory of the field renewed.
+        jumps: times where the field is discontinuous: a step ends there and the next begins there, with
+            the solver's memory of the field renewed. The field is shown the floats just before and just
+            after, in the dtype in which it sees time; the clock itself loses nothing.
 
     Raises:
         ValueError: times that are not a finite vector.
@@ -384,6 +287,10 @@ class Clip(Controller):
     def jumps(self) -> bool:
         return self.some[1]
 
+    @property
+    def stops(self) -> bool:
+        return self.some[0] or self.some[1]
+
     def scale(self, layout: Layout) -> Scale | None:
         return self.controller.scale(layout)
 
@@ -404,20 +311,25 @@ class Clip(Controller):
         rest = clock.where(abs(wanted) > abs(decision.dt), wanted, decision.dt) if self.adaptive else wanted - dt
         if not self.adaptive:  # a part of the inner rule's step is none of its steps
             control = [clock.where(clipped, a, b) for a, b in zip(inner, control, strict=True)]
-        step, end = clock.where(clipped, rest, decision.dt), clock.where(decision.accept, t + dt, t)
+        step = clock.where(clipped, rest, decision.dt)
+        end = clock.where(decision.accept, self.land(span, t, dt)[0], t)
         return Decision(decision.accept, self._clip(span, end, step), (step, *control), decision.failed)
 
-    def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
-        jumps = span.clock.column(self._stops(span)[1], t)
-        near = abs(jumps - t) <= 1.5 * self._margin(jumps)
-        crossed = near.any(0)
-        sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
-        beyond = _where(near, jumps + sign * self._margin(jumps), jumps * 0).sum(0)
-        return span.clock.where(crossed, beyond, t), crossed
-
-    def _margin(self, jumps: Ticks) -> Ticks:
-        # Two float32 ulps: a field that sees time in float32 must see the two sides of the jump.
-        return 2.4e-7 * abs(jumps) + 1e-12
+    def land(self, span: Span, t: Ticks, dt: Ticks) -> tuple[Ticks, Ticks]:
+        reach, slack = t + dt, _ROUNDING * (abs(t) + abs(dt))
+        landed, jumped = reach, reach != reach
+        for times, some, jump in zip(self._stops(span), self.some, (False, True), strict=True):
+            if not some:
+                continue
+            stops = span.clock.column(times, t)
+            near = abs(stops - reach) <= slack
+            met = near.any(0)
+            # Of several within rounding the last one: the others lie behind it.
+            last = _where(near, stops * _sign(span), stops * 0 - float("inf"))
+            last = (last.amax(0) if isinstance(last, Tensor) else last.max(0)) * _sign(span)
+            landed = span.clock.where(met, last, landed)
+            jumped = jumped | met if jump else jumped
+        return landed, jumped
 
     def _stops(self, span: Span) -> tuple[Any, Any]:
         return (self.steps, self.jumps_at) if span.table is None else span.table[:2]
@@ -426,15 +338,19 @@ class Clip(Controller):
         return span if span.table is None else span._replace(table=span.table[2])
 
     def _clip(self, span: Span, t: Ticks, dt: Ticks) -> Ticks:
-        sign = span.clock.where(span.t1 < span.t0, -1.0, 1.0)
-        for times, early, some in zip(self._stops(span), (0.0, 1.0), self.some, strict=True):
+        sign = _sign(span)
+        for times, some in zip(self._stops(span), self.some, strict=True):
             if some:
-                stops = span.clock.column(times, t)
-                gap = (stops - early * sign * self._margin(stops) - t) * sign
-                gap = _where(gap > 1e-14 * (1 + abs(t)), gap, gap * 0 + float("inf"))
+                gap = (span.clock.column(times, t) - t) * sign
+                gap = _where(gap > 0, gap, gap * 0 + float("inf"))
                 ahead = gap.min(0) if not isinstance(gap, Tensor) else gap.amin(0)
                 dt = span.clock.where(abs(dt) >= ahead * (1 - 1e-9), sign * ahead, dt)
         return dt
+
+
+def _sign(span: Span) -> Ticks:
+    """Direction of time."""
+    return span.clock.where(span.t1 < span.t0, -1.0, 1.0)
 
 
 def _where(mask: Ticks, a: Ticks, b: Ticks) -> Ticks:

@@ -56,8 +56,13 @@ class Revisit(Controller):
 
     @property
     def jumps(self) -> bool:
-        """Whether the inner rule moves the clock across discontinuities."""
+        """Whether the inner rule knows of discontinuities."""
         return self.controller.jumps
+
+    @property
+    def stops(self) -> bool:
+        """Whether the inner rule has times at which steps end."""
+        return self.controller.stops
 
     def scale(self, layout: Layout) -> Scale | None:
         return self.controller.scale(layout)
@@ -65,8 +70,8 @@ class Revisit(Controller):
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
         self.controller.check(t0, t1, dt)
 
-    def land(self, span: Span, t: Ticks) -> tuple[Ticks, Ticks]:
-        return self.controller.land(span, t)
+    def land(self, span: Span, t: Ticks, dt: Ticks) -> tuple[Ticks, Ticks]:
+        return self.controller.land(span, t, dt)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         dt, state = self.controller.start(span, dt, order)

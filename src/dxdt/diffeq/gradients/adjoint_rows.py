@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,9 +97,15 @@ class AdjointRows:
     def slope(self, t: np.ndarray, y: Tensor) -> Tensor:
         """f(t, y) at one time a row."""
         t = t[0] if not self.layout.per_sample else t
-        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, self.layout)
         with torch.no_grad():
             return self.equation.drift(time, y)
+
+    def between(self, low: Ticks, high: Ticks) -> AdjointRows:
+        """The same of an equation that is shown no other times; it adds to the same integrals and counts."""
+        twin = copy(self)
+        twin.equation = self.equation.between(low, high)
+        return twin
 
     def drift(self, t: Tensor, rows: Tensor) -> Tensor:
         """Time derivative of [y, a, integrals]."""
@@ -116,7 +123,7 @@ class AdjointRows:
         at, n = attempt.at, self.equation.layout.size
         ok = np.atleast_1d(attempt.ok)
         length = np.where(ok, np.atleast_1d(at.dt), 0.0)
-        times = moments(at.t, at.dt, NODES, not self.layout.per_sample, at.y)
+        times = moments(at.t, at.dt, NODES, self.layout)
         for node, weight, time in zip(NODES.numbers, WEIGHTS.numbers, times, strict=True):
             rows = at.y + polynomial(dense, from_host(np.full(len(ok), node), at.y))
             factor = from_host(-weight * length, at.y)[:, None]
@@ -179,7 +186,7 @@ class NoisyAdjointRows(AdjointRows):
         moving = torch.from_numpy(ok).to(at.y.device)[:, None]
         w = self.equation.increment(at.t, at.dt, attempt.index).W
         (h,) = factors(END, at.dt, at.y)
-        times = moments(at.t, at.dt, _ENDS, not self.layout.per_sample, at.y)
+        times = moments(at.t, at.dt, _ENDS, self.layout)
         for time, rows in zip(times, (at.y, at.y + dense.sum(0)), strict=True):
             self.meter.evaluations += 1
             with torch.enable_grad():

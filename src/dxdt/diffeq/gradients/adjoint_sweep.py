@@ -14,6 +14,7 @@ from dxdt.diffeq.gradients.adjoint_rows import AdjointRows, NoisyAdjointRows
 from dxdt.diffeq.gradients.gradient import Loop
 from dxdt.diffeq.loop.plan import After, Attempt, Carry, Plan
 from dxdt.diffeq.loop.start import begin
+from dxdt.diffeq.loop.step import sided
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.status import Status
 from dxdt.ops.times import HOST, SINGLE, Ticks
@@ -115,7 +116,8 @@ class EagerSweep:
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
             if adjoint.integrates and attempt.ok.any():
-                adjoint.accumulate(attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y))
+                here: Any = sided(back, attempt.at.t, attempt.at.dt)
+                here.accumulate(attempt, solver.dense(attempt.step, attempt.at.dt, attempt.at.y))
             # A row that has arrived idles, with steps of length zero, while others go on.
             self.dt = np.where(np.atleast_1d(carry.dt) != 0, np.abs(np.atleast_1d(carry.dt)), self.dt)
 

@@ -103,7 +103,7 @@ class Starts:
         if self.single:
             t, dt, ok, fresh, last, index = (x[0] for x in clocks)
         at = Point(t, dt, _EMPTY, ())
-        return Attempt(at, t + dt, ok, fresh, last, index, NOTHING, None, t + dt, None, None)
+        return Attempt(at, t + dt, ok, fresh, last, index, NOTHING, None, None, None)
 
 
 def _length(t: np.ndarray, end: np.ndarray, last: np.ndarray) -> np.ndarray:

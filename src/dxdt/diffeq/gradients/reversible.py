@@ -21,7 +21,7 @@ from dxdt.diffeq.gradients.clock_tape import Starts, donor
 from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Loop, Outcome, Outputs
 from dxdt.diffeq.loop.plan import Attempt, Carry, Plan, choose_state
 from dxdt.diffeq.loop.saving import Recorder, Request
-from dxdt.diffeq.loop.step import attach
+from dxdt.diffeq.loop.step import attach, sided
 from dxdt.diffeq.problem.status import Status
 from dxdt.ops.times import Ticks
 
@@ -130,7 +130,7 @@ class _Walk(Task):
         choose, ok = plan.span.clock.choose, attempt.ok
         with torch.no_grad():
             t, dt = attach(plan, attempt._replace(at=at, origin=now.origin))
-            y, state = solver.reverse(plan.equation, t, dt, now.y, now.solver, attempt.index)
+            y, state = solver.reverse(sided(plan, at.t, at.dt), t, dt, now.y, now.solver, attempt.index)
             state = choose_state(plan, ok, state, now.solver)
             return Begun(choose(ok, y, now.y), state, now.origin)
 

@@ -48,26 +48,26 @@ def advance(plan: Plan, c: Carry) -> tuple[Carry, Attempt, After]:
     if c.park is not None:
         at = _parked(plan, running, at, c.park)
     fresh = c.accepted == c.since
-    attempt = Attempt(at, c.t, running, fresh, last, c.accepted, NOTHING, None, c.t, c.origin, None)
+    attempt = Attempt(at, c.t, running, fresh, last, c.accepted, NOTHING, None, c.origin, None)
     step = propose(plan, attempt)
     error = _measure(plan, c.y, step, dt)
     decision = plan.controller.decide(span, error, c.t, dt, c.control)
     ok = running & decision.accept
     end = clock.where(ok, clock.where(last, span.t1, c.t + dt), c.t)
-    attempt = Attempt(at, end, ok, fresh, ok & last, c.accepted, step, None, end, c.origin, None)
+    attempt = Attempt(at, end, ok, fresh, ok & last, c.accepted, step, None, c.origin, None)
     park = None
     if c.park is not None:
         attempt = _protected(plan, c, attempt, error)
         lost = ok.any() & (c.accepted == 0) & ~np.isfinite(error)
         park = _parked(plan, ok | lost, attempt.at, c.park)
-    if plan.controller.jumps:
+    if plan.controller.stops:
         attempt = _landed(plan, attempt)
     attempts, accepted = c.attempts + running, c.accepted + ok
     status = _status(plan, c, attempt.last, running & decision.failed, error, decision.dt, attempts, running)
     if decision.full is not None:
         status = clock.where(running & decision.full, status * 0 + Status.REVISITS.code, status)
     control = tuple([clock.where(running, new, old) for new, old in zip(decision.state, c.control, strict=True)])
-    clocks = Clocks(attempt.landed, decision.dt, control, status, c.since, c.sides)
+    clocks = Clocks(attempt.end, decision.dt, control, status, c.since, c.sides)
     if plan.watch is not None:
         clocks, attempt = _watched(plan, c, clocks, attempt, attempts, accepted)
     after = settle(plan, attempt)
@@ -92,10 +92,11 @@ class Clocks(NamedTuple):
 
 
 def _landed(plan: Plan, attempt: Attempt) -> Attempt:
-    """The clock moved across a jump of the field."""
-    landed, crossed = plan.controller.land(plan.span, attempt.end)
-    jumped = crossed & attempt.ok & ~attempt.last
-    return attempt._replace(jumped=jumped, landed=plan.span.clock.where(jumped, landed, attempt.end))
+    """The clock set to the stop that a step meets, by the bit."""
+    at, goes_on = attempt.at, attempt.ok & ~attempt.last
+    landed, crossed = plan.controller.land(plan.span, at.t, at.dt)
+    end = plan.span.clock.where(goes_on, landed, attempt.end)
+    return attempt._replace(jumped=crossed & goes_on if plan.controller.jumps else None, end=end)
 
 
 def _watched(
@@ -112,7 +113,7 @@ def _watched(
     if crossing is None:
         return after._replace(sides=sides), attempt
     rows = crossing.rows
-    end = clock.where(rows, at.t + crossing.theta * at.dt, attempt.end)
+    end = clock.where(rows & (crossing.theta < 1), at.t + crossing.theta * at.dt, attempt.end)
     rest = at.t + at.dt - end
     goes = rows & ~crossing.ends & (abs(rest) > 1e-12 * abs(at.dt))
     # A row whose event lies at t1 has arrived.
@@ -130,9 +131,7 @@ def _watched(
         sides=sides,
     )
     jumped = None if attempt.jumped is None else attempt.jumped & ~rows
-    return after, attempt._replace(
-        end=end, landed=clock.where(rows, end, attempt.landed), crossing=crossing, jumped=jumped
-    )
+    return after, attempt._replace(end=end, crossing=crossing, jumped=jumped)
 
 
 def _parked(plan: Plan, keep: Ticks, at: Point, park: Point) -> Point:

@@ -168,7 +168,7 @@ class Watch:
         Raises:
             TypeError, ValueError: a condition that returns something else than one number a row.
         """
-        (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, self.equation.layout)
         with torch.no_grad():
             return tuple(
                 np.sign(to_host(self._value(e, time, y.detach(), check=True)).reshape(-1)) for e in self.events
@@ -176,7 +176,7 @@ class Watch:
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Conditions and reset maps evaluated once at the start, to look at their graphs."""
-        (time,) = moments(t, t * 0, START, not self.equation.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, self.equation.layout)
         layout, args = self.equation.layout, self.equation.args
         values = [self._value(e, time, y) for e in self.events]
         resets = [e.reset(time, layout.unpack(y), *args) for e in self.events if e.reset is not None]

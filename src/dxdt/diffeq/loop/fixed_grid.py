@@ -92,4 +92,4 @@ def _attempt(carry: Carry, grid: np.ndarray, k: int, begun: tuple[Tensor, State]
     end = carry.t * 0 + grid[k + 1]
     last = yes if k == len(grid) - 2 else no
     index = carry.accepted * 0 + k
-    return Attempt(_at(carry, grid, k, *begun), end, yes, no if k else yes, last, index, step, None, end, None, None)
+    return Attempt(_at(carry, grid, k, *begun), end, yes, no if k else yes, last, index, step, None, None, None)

@@ -107,8 +107,7 @@ class Attempt(NamedTuple):
         fresh, last: rows that began at their origin, or were to end at t1, with it.
         index: accepted steps before it.
         step: the proposal.
-        jumped: rows whose solver state was renewed at ``landed``, or None.
-        landed: the clock after a jump.
+        jumped: rows that ended at a jump of the field, where the solver's state is renewed, or None.
         origin: differentiable time at which the fresh rows began.
         crossing: where events cut it short, or None.
         muted: rows whose field counts as zero, because it is not finite anywhere, or None.
@@ -122,7 +121,6 @@ class Attempt(NamedTuple):
     index: Ticks
     step: Step
     jumped: Ticks | None
-    landed: Ticks
     origin: Tensor | None
     crossing: Crossing | None
     muted: Ticks | None = None

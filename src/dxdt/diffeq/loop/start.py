@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dxdt.diffeq.loop.plan import Carry, Plan, Point
+from dxdt.diffeq.loop.step import sided
 from dxdt.diffeq.methods.solver import State
 from dxdt.diffeq.problem.status import Status
 from dxdt.ops.times import END, START, Ticks, factors, moments, scaled_sum, to_host
@@ -49,7 +50,7 @@ def start(plan: Plan, t0: Ticks, y: Tensor) -> State:
     """
     if y.requires_grad:
         y = y.view_as(y)
-    state = plan.solver.init(plan.equation, t0, y, plan.dense)
+    state = plan.solver.init(sided(plan, plan.span.t0), t0, y, plan.dense)
     if not (state and torch.is_grad_enabled() and y.shape[0] > 1):
         return state
     finite = to_host(torch.stack([torch.isfinite(s.detach()).flatten(1).all(1) for s in state]).all(0)) > 0
@@ -58,7 +59,7 @@ def start(plan: Plan, t0: Ticks, y: Tensor) -> State:
     source = np.where(finite, np.arange(len(finite)), np.flatnonzero(finite)[0])
     choose = plan.span.clock.choose
     t0 = choose(finite, t0, t0.detach()[source]) if isinstance(t0, Tensor) else t0[source]
-    safe = plan.solver.init(plan.equation, t0, choose(finite, y, y.detach()[source]), plan.dense)
+    safe = plan.solver.init(sided(plan, plan.span.t0[source]), t0, choose(finite, y, y.detach()[source]), plan.dense)
     return tuple(choose(finite, a, b.detach()) for a, b in zip(safe, state, strict=True))
 
 
@@ -71,12 +72,12 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
     C. Rackauckas, Q. Nie, "Adaptive methods for stochastic differential equations via natural
     embeddings and rejection sampling with memory", DCDS-B 22 (2017).
     """
-    span, eq, scale = plan.span, plan.equation, plan.scale
+    span, eq, scale = plan.span, sided(plan, plan.span.t0), plan.scale
     assert scale is not None
-    clock, joint = span.clock, not eq.layout.per_sample
+    clock = span.clock
     with torch.no_grad():
         y = y.detach()
-        here = moments(span.t0, span.t0 * 0, START, joint, y)[0]
+        here = moments(span.t0, span.t0 * 0, START, eq.layout)[0]
         slope = eq.drift(here, y) if slope is None else slope.detach()
         noise = _strength(plan, here, y)
         d0, d1 = clock.read(scale(y, y, y)), clock.read(scale(_with(slope, noise), y, y))
@@ -86,7 +87,7 @@ def starting_step(plan: Plan, y: Tensor, slope: Tensor | None) -> Ticks:
         h = clock.where(clock.isfinite(h), h, 1e-6)
         signed = clock.where(span.t1 < span.t0, -h, h)
         (factor,) = factors(END, signed, y)
-        ahead, there = scaled_sum(y, factor, slope), moments(span.t0, signed, END, joint, y)[0]
+        ahead, there = scaled_sum(y, factor, slope), moments(span.t0, signed, END, eq.layout)[0]
         change = eq.drift(there, ahead) - slope
         if noise is not None:
             later = _strength(plan, there, ahead)

@@ -75,7 +75,7 @@ class Multistep(Solver):
         return Phase(_Alike(self, True), self.needs - 1), Phase(_Alike(self, False), None)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         slope = eq.drift(start, y)
         if self.memory == 1:
             return (slope,)
@@ -117,7 +117,7 @@ class Multistep(Solver):
 
     def follow(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """State and slope at the end of a step of the method."""
-        (time,) = moments(t, dt, END, not eq.layout.per_sample, y)
+        (time,) = moments(t, dt, END, eq.layout)
         slopes, gaps = (state, None) if self.memory == 1 else (state[:-1], state[-1])
         return self.advance(eq, time, Around.of(dt, gaps, self.needs < self.memory), y, slopes)
 

@@ -50,7 +50,7 @@ class RungeKutta(Solver):
         tableau = self.tableau
         if not (tableau.fsal or dense or _estimate_uses_end(tableau)):
             return ()
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
@@ -60,12 +60,12 @@ class RungeKutta(Solver):
         if y.numel() <= _SMALL and isinstance(dt, (float, np.ndarray)) and not torch.is_grad_enabled():
             return self._small_step(eq, t, dt, y, state)
         tableau = self.tableau
-        joint, rows = not eq.layout.per_sample, y.shape
+        rows = y.shape
         steps = factors(tableau.values, dt, y)
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
-        times = moments(t, dt, nodes, joint, y)
+        times = moments(t, dt, nodes, eq.layout)
         drift, y, stages = _natural(eq, dt, y, state)
-        stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
+        stages = stages or [drift(moments(t, dt, START, eq.layout)[0], y)]
         z, used = y, 0
         for i, time in enumerate(times[: tableau.stages - 1]):
             row = tableau.rows[i]
@@ -90,11 +90,11 @@ class RungeKutta(Solver):
         tableau = self.tableau
         joint, rows = not eq.layout.per_sample, y.shape
         nodes = tableau.nodes if tableau.fsal or not state else tableau.nodes_and_end
-        times = moments(t, dt, nodes, joint, y)
+        times = moments(t, dt, nodes, eq.layout)
         drift, y, stages = _natural(eq, dt, y, state)
         columns, begins = _shaped(tableau, y.dim(), y.dtype, y.device)
         factor = from_host(columns * dt if joint else columns * dt.reshape(-1, *(1,) * (y.dim() - 1)), y).unbind(0)
-        stages = stages or [drift(moments(t, dt, START, joint, y)[0], y)]
+        stages = stages or [drift(moments(t, dt, START, eq.layout)[0], y)]
         sums = y * begins
         views = sums.unbind(0)
         last, end, z = tableau.stages - 1, tableau.solution, y

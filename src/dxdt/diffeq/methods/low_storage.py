@@ -80,18 +80,17 @@ class LowStorage(Solver):
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if not dense:
             return ()
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
         return state[0] if state else None
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        joint = not eq.layout.per_sample
         registers, s = self.registers, self.stages
         f = factors(registers.products, dt, y)
-        times = moments(t, dt, registers.nodes, joint, y)
-        (start,) = moments(t, dt, START, joint, y)
+        times = moments(t, dt, registers.nodes, eq.layout)
+        (start,) = moments(t, dt, START, eq.layout)
         k = state[0] if state else eq.drift(start, y)
         x, error = scaled_sum(y, f[0], k), scaled_sum(None, f[2], k.detach())
         for i in range(1, s):

@@ -62,7 +62,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
     degree: ClassVar[int] = 2
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
@@ -71,7 +71,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         (v,) = state
         half, whole = factors(_LEAP, dt, y)
-        (middle,) = moments(t, dt, _HALF, not eq.layout.per_sample, y)
+        (middle,) = moments(t, dt, _HALF, eq.layout)
         u = eq.drift(middle, scaled_sum(y, half, v))
         new, after = scaled_sum(y, whole, u), 2 * u - v
         error = (u.detach() - v.detach()) * _constant(whole)
@@ -80,7 +80,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         (after,) = state
         half, whole = factors(_LEAP, -dt, y)
-        (middle,) = moments(t, dt, _HALF, not eq.layout.per_sample, y)
+        (middle,) = moments(t, dt, _HALF, eq.layout)
         u = eq.drift(middle, scaled_sum(y, half, after))
         return scaled_sum(y, whole, u), (2 * u - after,)
 
@@ -112,7 +112,7 @@ class ReversibleHeun(ReversibleSolver):
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (y, *_fields(eq, start, y))
 
     def slope(self, state: State) -> Tensor | None:
@@ -247,7 +247,7 @@ def _heun(eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, *, back: bool)
     """The map of reversible Heun; its inverse is the same map with dt negated."""
     z, v = state
     half, whole = factors(_LEAP, -dt if back else dt, y)
-    (time,) = moments(t, dt, START if back else END, not eq.layout.per_sample, y)
+    (time,) = moments(t, dt, START if back else END, eq.layout)
     z = scaled_sum(2 * y - z, whole, v)
     after = eq.drift(time, z)
     return scaled_sum(y, half, v + after), (z, after)
@@ -259,7 +259,7 @@ def _noisy_heun(
     """The same with noise: the new y, the state, and the error estimate."""
     z, f, g = state
     (h,) = factors(END, -dt if back else dt, y)
-    (time,) = moments(t, dt, START if back else END, not eq.layout.per_sample, y)
+    (time,) = moments(t, dt, START if back else END, eq.layout)
     first = scaled_sum(eq.spread(g, w), h, f)
     z = torch.add(first, y, alpha=2) - z
     f, g = eq.drift(time, z), eq.diffusion(time, z)

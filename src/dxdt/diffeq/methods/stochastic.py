@@ -53,7 +53,7 @@ class EulerMaruyama(Stochastic):
     noisy: ClassVar[Noisy | None] = Noisy((Ito,), 0.5, 0.5, 1.0, 1.0, 1.0)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        (time,) = moments(t, dt, START, not eq.layout.per_sample, y)
+        (time,) = moments(t, dt, START, eq.layout)
         (h,) = factors(END, dt, y)
         moved = scaled_sum(y, h, eq.drift(time, y))
         new = eq.kicked(moved, eq.diffusion(time, y), eq.increment(t, dt, index).W)
@@ -76,7 +76,7 @@ class EulerHeun(Stochastic):
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        start, end = moments(t, dt, _ENDS, not eq.layout.per_sample, y)
+        start, end = moments(t, dt, _ENDS, eq.layout)
         (h,) = factors(END, dt, y)
         w = eq.increment(t, dt, index).W
         g = eq.diffusion(start, y)
@@ -112,7 +112,7 @@ class Milstein(Stochastic):
     noisy: ClassVar[Noisy | None] = Noisy((Ito, Stratonovich), 0.5, 1.0, 1.0, 1.0, 1.0)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        (time,) = moments(t, dt, START, not eq.layout.per_sample, y)
+        (time,) = moments(t, dt, START, eq.layout)
         (h,) = factors(END, dt, y)
         w = eq.increment(t, dt, index).W
         g = eq.diffusion(time, y)
@@ -177,7 +177,7 @@ class _Pair(Stochastic):
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        start, later = moments(t, dt, self.nodes, not eq.layout.per_sample, y)
+        start, later = moments(t, dt, self.nodes, eq.layout)
         (h,) = factors(END, dt, y)
         w = eq.increment(t, dt, index).W
         first = moved(eq, start, y, h, w)

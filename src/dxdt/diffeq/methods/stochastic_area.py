@@ -43,7 +43,7 @@ class _AdditivePair(Stochastic):
     )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        start, later, end = moments(t, dt, self.nodes, not eq.layout.per_sample, y)
+        start, later, end = moments(t, dt, self.nodes, eq.layout)
         ch, h1, h2 = factors(self.lengths, dt, y)
         w, area = _areas(eq, t, dt, index)
         g0, g1 = eq.diffusion(start, y), eq.diffusion(end, y)
@@ -126,7 +126,7 @@ class SPaRK(Stochastic):
     noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        start, middle, end = moments(t, dt, _THIRDS, not eq.layout.per_sample, y)
+        start, middle, end = moments(t, dt, _THIRDS, eq.layout)
         (h,) = factors(END, dt, y)
         w, area = _areas(eq, t, dt, index)
         g1 = eq.diffusion(start, y)
@@ -169,7 +169,7 @@ class SRIW1(Stochastic):
     )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        t0, t1, t2, t3 = moments(t, dt, _QUARTERS, not eq.layout.per_sample, y)
+        t0, t1, t2, t3 = moments(t, dt, _QUARTERS, eq.layout)
         h, hq, hs, h1, h2 = factors(_DRIFTS, dt, y)
         unit, over = factors(END, root(dt), y)[0], factors(END, 1 / root(dt), y)[0]
         w, area = _areas(eq, t, dt, index)

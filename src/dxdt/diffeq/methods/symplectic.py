@@ -75,8 +75,7 @@ class _Halves:
 
     def _value(self, field: Field, t: Tensor, x: Tree, layout: Layout, what: str) -> Tensor:
         eq = self.eq
-        t = t if t.dtype is layout.time_dtype else t.to(layout.time_dtype)
-        value = field(t, x, *eq.args)
+        value = field(eq.seen(t), x, *eq.args)
         if eq.meter is not None:
             if eq.meter.evaluations < 2:
                 layout.check(value, what)
@@ -159,7 +158,7 @@ class Symplectic(Solver):
                 f"{type(self).__name__} solves separable systems but was given {name}: "
                 f"write the equation as dxdt.Separable(dq, dp)"
             )
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         halves = _Halves(eq)
         q, p = y[:, : halves.q.size], y[:, halves.q.size :]
         force = (halves.force(start, q),) if dense or self.composition.kicks_first else ()
@@ -175,7 +174,7 @@ class Symplectic(Solver):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         halves, rule = _Halves(eq), self.composition
         lengths = factors(rule.lengths, dt, y)
-        times = moments(t, dt, rule.nodes, not eq.layout.per_sample, y)
+        times = moments(t, dt, rule.nodes, eq.layout)
         q, p = y[:, : halves.q.size], y[:, halves.q.size :]
         force = state[0] if state else None
         for i, (a, b) in enumerate(zip(rule.drifts, rule.kicks, strict=True)):

@@ -25,7 +25,20 @@ from dxdt.ops.modules import parameters
 from dxdt.ops.times import START, Ticks, moments
 from dxdt.ops.tree import Layout, Tree
 
-__all__ = ["ODE", "SDE", "Equation", "Field", "Ito", "Meter", "Outlook", "Rows", "Stratonovich", "modules_of"]
+__all__ = [
+    "ODE",
+    "SDE",
+    "Equation",
+    "Field",
+    "Ito",
+    "Meter",
+    "Outlook",
+    "Rows",
+    "Stratonovich",
+    "bounds_of",
+    "modules_of",
+    "within",
+]
 
 Field: TypeAlias = Callable[..., Any]
 """A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
@@ -114,6 +127,19 @@ def constants() -> Any:
     return torch._C._DisableFuncTorch() if transformed else nullcontext()
 
 
+def bounds_of(low: Ticks, high: Ticks, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Clocks ``(R,)`` as times of a field: ``()`` jointly, else ``(R,)``."""
+    both = (torch.as_tensor(x, device=layout.device).to(layout.time_dtype) for x in (low, high))
+    low, high = (x if layout.per_sample else x.reshape(()) for x in both)
+    return low, high
+
+
+def within(t: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+    """Times moved into bounds, with the derivative of what was moved."""
+    low, high = bounds
+    return torch.minimum(torch.maximum(t.detach(), low), high) + (t - t.detach())
+
+
 def modules_of(f: Any, depth: int = 2) -> Iterator[nn.Module]:
     """Modules that a callable is, is a method of, or closes over."""
     if isinstance(f, nn.Module):
@@ -198,6 +224,7 @@ class Rows:
             which sees checked fields only.
         muted: rows whose fields count as zero, ``(R, 1)``, or None.
         outlook: what is known of the solve ahead.
+        bounds: the first and the last time that the fields are shown, ``()`` or ``(R,)`` each, or None.
     """
 
     equation: Equation
@@ -207,10 +234,20 @@ class Rows:
     meter: Meter | None = field(default_factory=Meter)
     muted: Tensor | None = None
     outlook: Outlook = field(default_factory=Outlook)
+    bounds: tuple[Tensor, Tensor] | None = None
 
     def mute(self, rows: np.ndarray) -> Rows:
         """The equation with zero fields in some rows, of which nothing is wanted."""
         return replace(self, muted=torch.from_numpy(rows)[:, None])
+
+    def between(self, low: Ticks, high: Ticks) -> Rows:
+        """The equation whose fields are shown no time before ``low`` and none after ``high``, ``(R,)`` each."""
+        return replace(self, bounds=bounds_of(low, high, self.layout))
+
+    def seen(self, t: Tensor) -> Tensor:
+        """A time as the fields see it."""
+        t = t if t.dtype is self.layout.time_dtype else t.to(self.layout.time_dtype)
+        return t if self.bounds is None else within(t, self.bounds)
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y) as rows ``(R, n)``."""
@@ -224,6 +261,8 @@ class Rows:
         """What the remainder of a semi-linear equation answers, in the user's shape; t stays float64."""
         layout, meter = self.layout, self.meter
         seen = () if sight is None else (sight,)
+        if self.bounds is not None:
+            t = within(t, self.bounds)
         answer = self.equation.remainder(t, layout.unpack(y), *self.args, *seen)
         if meter is not None:
             meter.evaluations += 1
@@ -236,7 +275,9 @@ class Rows:
     def natural(self) -> tuple[int, ...] | None:
         """Shape in which a joint solve may hand its state to ``direct``, once the field has been checked."""
         meter = self.meter
-        if meter is None or not meter.plain or self.muted is not None or self.layout.per_sample:
+        if meter is None or not meter.plain or self.layout.per_sample:
+            return None
+        if self.muted is not None or self.bounds is not None:
             return None
         return self.layout.whole
 
@@ -247,9 +288,7 @@ class Rows:
         return value if value.dtype is y.dtype else value.to(y.dtype)
 
     def _drift(self, t: Tensor, y: Tensor) -> Tensor:
-        layout, meter = self.layout, self.meter
-        if t.dtype is not layout.time_dtype:
-            t = t.to(layout.time_dtype)
+        layout, meter, t = self.layout, self.meter, self.seen(t)
         if meter is None:
             value = self.equation.drift(t, layout.unpack(y), *self.args)
             if torch.compiler.is_compiling():  # costs nothing later, and the field may have been another one when met
@@ -267,9 +306,7 @@ class Rows:
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
         """g(t, y) as rows."""
-        layout, meter, equation = self.layout, self.meter, self.equation
-        if t.dtype is not layout.time_dtype:
-            t = t.to(layout.time_dtype)
+        layout, meter, equation, t = self.layout, self.meter, self.equation, self.seen(t)
         value = equation.diffusion(t, layout.unpack(y), *self.args)
         if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
@@ -294,7 +331,7 @@ class Rows:
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Every field evaluated once at the start, to look at its graph."""
-        (time,) = moments(t, t * 0, START, not self.layout.per_sample, y)
+        (time,) = moments(t, t * 0, START, self.layout)
         drift = self.drift(time, y)
         return (drift,) if self.noise is None else (drift, self.diffusion(time, y))
 

@@ -14,7 +14,7 @@ _warned: set[tuple[str, str]] = set()
 
 
 def warn_once(reason: str, field: Any) -> None:
-    """Say once for each field and reason that a solve runs eager."""
+    """Say once for each field and reason that a solve runs eager; an equation without fields stands for itself."""
     told = _name(field), reason
     if told not in _warned:
         _warned.add(told)

@@ -328,9 +328,7 @@ def program(shape: Any, kind: Callable[[Any], Any]) -> Any:
     return _program(shape, kind)
 
 
-def prepare(
-    plan: Plan, y: Tensor, dt: Any, starts: bool, bounded: bool, states: bool = False
-) -> tuple[Program, Any, Any]:
+def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, states: bool = False) -> tuple[Program, Any, Any]:
     """The program of a solve, the first step and the table of its grid; ``states`` records those of the solver.
 
     Raises:
@@ -341,7 +339,7 @@ def prepare(
     if not solver.compiles:
         raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
     slots = 0
-    if starts or plan.dense or bounded:
+    if starts or plan.dense:
         per_slot = y.element_size() * y.numel() * (1 + _degree(plan)) + 24 * layout.rows
         per_slot += sum(size.numel() * dtype.itemsize for size, dtype in kinds_of(plan, y)) if states else 0
         slots = int(min(_SLOTS, max(16, _BYTES // per_slot)))
@@ -383,7 +381,6 @@ def chunks(
     y: Tensor,
     dt: Any,
     starts: bool,
-    bounded: bool,
     states: bool = False,
 ) -> Iterator[Chunk]:
     """Run a solve compiled; yields each chunk of attempts, whose carry may be written into.
@@ -391,7 +388,7 @@ def chunks(
     Raises:
         CannotCompile: the solve or the field has no compiled form.
     """
-    program, dt, table = prepare(plan, y, dt, starts, bounded, states)
+    program, dt, table = prepare(plan, y, dt, starts, states)
     shape, layout, slots = program.shape, plan.equation.layout, program.shape.slots
     size = shape.controller.state_size
     ahead = Ahead.of(plan, dt, slots)

@@ -97,7 +97,8 @@ class Taken(NamedTuple):
     Attributes:
         number: names of the steps, ``(K, R)``, where noise has to know them.
         states: of a solver that remembers: its state at the start of each step ``(K, R, ...)``.
-        leap: how far the clock was moved across a jump after the step, ``(K, R)``; such a state is renewed there.
+        sides: the first and the last time that the step shows to the field, ``(K, R)`` each, where the field jumps.
+        leap: time just beyond a jump at which such a state is renewed after the step, ``(K, R)``, else NaN.
     """
 
     t: Tensor
@@ -108,6 +109,7 @@ class Taken(NamedTuple):
     coefficients: Tensor | None
     number: Tensor | None
     states: tuple[Tensor, ...] = ()
+    sides: tuple[Tensor, ...] = ()
     leap: Tensor | None = None
 
     def any_length(self) -> Taken:
@@ -187,7 +189,10 @@ class Pulled(NamedTuple):
         return self._replace(
             args=batch.args(self.args),
             shared=batch.shared(self.shared, self.args),
-            taken=Taken(t, dt, y, end, start, rows(taken.coefficients, 2), rows(taken.number)),
+            taken=Taken(
+                *(t, dt, y, end, start, rows(taken.coefficients, 2), rows(taken.number)),
+                sides=tuple(rows(x) for x in taken.sides),
+            ),
             gy=rows(self.gy, 0),
             totals=batch.shared(self.totals, self.args),
             clocks=None if self.clocks is None else (rows(self.clocks[0]), rows(self.clocks[1])),
@@ -244,14 +249,16 @@ def reverse(
     size = 0 if memory is None else len(memory.state)
 
     def step(solver: Solver, path: Any, at: Taken, t: Tensor, dt: Tensor, y: Tensor, *inner: Tensor) -> Any:
-        rows = rows_of(inner[size:], path)
+        whole = rows_of(inner[size:], path)
+        rows = whole.between(*at.sides) if at.sides else whole
         # A tensor in any case: solvers know by it that they cannot look at values.
         index = torch.zeros_like(at.t, dtype=torch.int64) if at.number is None else at.number
         state = solver.init(rows, t, y, dense) if memory is None else inner[:size]
         after = solver.step(rows, t, dt, y, state, index)
         kept = () if memory is None else after.state
         if at.leap is not None:
-            kept = _renewed(solver.init(rows, at.t + at.dt + at.leap, after.y, dense), kept, at.leap != 0)
+            jumped = ~at.leap.isnan()
+            kept = _renewed(solver.init(whole, torch.where(jumped, at.leap, at.t), after.y, dense), kept, jumped)
         return after.y, *kept, *((solver.dense(after, dt, y),) if dense else ())
 
     def walk(solver: Solver, least: Tensor | None, carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
