@@ -67,7 +67,7 @@ def test_every_tensor_has_a_place_of_its_shape(name: str):
         keys = edm2.key_map(architecture, options)
     elif said["format"] == "edm":
         found = {k: v for k, v in tensors.items() if not k.endswith("resample_filter")}
-        options = edm._SHARED | edm._DEFAULTS[said["network"]] | said["options"]
+        options = edm.options_of(said["network"], said["options"], name)
         architecture = edm.architecture_of(said["network"], options)
         keys = edm.key_map(architecture, said["network"], options)
     else:
@@ -76,7 +76,7 @@ def test_every_tensor_has_a_place_of_its_shape(name: str):
         keys = diffusers_config.key_map(architecture)
     with torch.device("meta"):
         net = (ScoreUNet if isinstance(architecture, Architecture) else MagnitudeUNet)(architecture)
-    interop.keys.load_weights(net, keys, found, where=name)
+    interop.keys.matched(net.state_dict(), keys, found, where=name)
     assert set(keys) == set(net.state_dict())
     # Frequencies of Fourier features are frozen parameters in score SDE and diffusers, and a buffer here.
     ours = sum(p.numel() for p in net.parameters())

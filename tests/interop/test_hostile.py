@@ -85,7 +85,7 @@ def test_a_pickle_cannot_change_what_it_names(tmp_path: Path):
     before, path = function.__defaults__, tmp_path / "file.pkl"
     state = pickle.dumps((None, {"__defaults__": ("changed",)}), 2)[2:-1]
     path.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n" + state + b"b.")
-    refused(path, "it changes a function")
+    refused(path, "it changes a type")
     assert function.__defaults__ == before
 
 
@@ -272,10 +272,10 @@ def test_a_network_of_another_kind_is_named(tmp_path: Path):
     def without(said: dict[str, Any]) -> None:
         said["attributes"].pop("sigma_data")
 
-    refused(changed("edm_skip_small", without, tmp_path), "damaged: a part of it is missing .*sigma_data")
+    refused(changed("edm_skip_small", without, tmp_path), "sigma_data is missing")
     content = score_sde_content(fingerprint("score_sde_ddpmpp_small"))
     content["model"]["module.all_modules.0.bias"] = "no tensor"
     torch.save(content, tmp_path / "b.pth")
     refused(tmp_path / "b.pth", "damaged")
     torch.save({"weights": torch.zeros(2)}, tmp_path / "b.pth")
-    refused(tmp_path / "b.pth", "no checkpoint of score SDE")
+    refused(tmp_path / "b.pth", "of no known kind")

@@ -7,16 +7,18 @@ about the time; signal and noise of the process at nine times are stored too, an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop.description import agree, describe, moments_of, restore
+from dxdt.interop.entries import Kind, Maybe, Number, Row, Whole, read_entries, shortened
 from dxdt.interop.keys import reading
-from dxdt.interop.net import MeanPart, build, build_magnitude, quiet
+from dxdt.interop.net import MeanPart, build, quiet, refused_by_name
 from dxdt.nn import Architecture, MagnitudeArchitecture, MagnitudeUNet, ScoreUNet, UNet
 from dxdt.ops.files import write_atomic
 from dxdt.ops.optional import require
@@ -127,8 +129,9 @@ def load_own(path: Path, *, process: Process | None = None) -> Denoiser | Precon
 def _said(header: Mapping[str, str], where: str) -> dict[str, Any]:
     try:
         said = json.loads(header[_KEY])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: its description is damaged ({error}); restore a copy.") from error
+    except (ValueError, RecursionError) as error:  # bad text, endless nesting, numbers without end
+        message = " ".join(str(error).split())[:200]
+        raise ValueError(f"{where}: its description is damaged ({message}); restore a copy.") from error
     if said["format"] != _FORMAT:
         raise ValueError(f"{where} has format {said['format']}; this version reads format {_FORMAT}.")
     return said
@@ -138,7 +141,7 @@ def _restored(
     said: dict[str, Any], tensors: dict[str, Tensor], process: Process | None, where: str
 ) -> Denoiser | Preconditioned:
     """Return the denoiser of a description, after comparing its process with the stored moments."""
-    net = _restore_net(said["net"], where)
+    net = _restore_net(said["net"], tensors, where)
     stored: Any = restore(said["process"], where)
     preconditioned = "preconditioning" in said
     names = ("preconditioning",) if preconditioned else ("parameterisation", "clock")
@@ -147,23 +150,56 @@ def _restored(
         raise ValueError(f"{where}: {stored!r} is stored as its process, and is none.")
     for each in (stored, *([process] if process is not None else [])):
         agree(each, said["moments"], where)
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        message = " ".join(str(error).split())[:300]
-        raise ValueError(f"{where}: its tensors do not fit the network it describes ({message}).") from error
     whole: nn.Module = MeanPart(net) if said["mean_only"] else net
     return Preconditioned(whole, stored, rest[0]) if preconditioned else Denoiser(whole, stored, *rest)
 
 
-def _restore_net(said: Mapping[str, Any], where: str) -> nn.Module:
+_WHOLE = Whole(1, 1 << 20)
+_UNET: dict[str, Kind] = {
+    "in_channels": _WHOLE,
+    "out_channels": Maybe(_WHOLE),
+    "channels": _WHOLE,
+    "multipliers": Row(_WHOLE),
+    "blocks": Whole(1, 1000),
+    "attention": Row(Whole(0), 0),
+    "heads": _WHOLE,
+    "dropout": Number(0, 1),
+    "features": _WHOLE,
+    "classes": Maybe(_WHOLE),
+    "patch": Whole(1, 1024),
+}
+
+
+def _restore_net(said: Mapping[str, Any], tensors: dict[str, Tensor], where: str) -> nn.Module:
+    """The network of a description with its tensors, which are compared before any memory is taken for it."""
+    make, parts = _maker(said, where)
+    if parts > len(tensors):
+        raise ValueError(f"{where}: {parts} blocks are described, and there are only {len(tensors)} tensors.")
+    with refused_by_name(where), torch.device("meta"):
+        plan = {name: tuple(value.shape) for name, value in make().state_dict().items()}
+    have = {name: tuple(value.shape) for name, value in tensors.items()}
+    if plan != have:
+        name = min(name for name in {*plan, *have} if plan.get(name) != have.get(name))
+        raise ValueError(
+            f"{where}: its tensors do not fit the network it describes ({name} is {have.get(name, 'missing')}, and "
+            f"should be {plan.get(name, 'left out')}); restore a copy."
+        )
+    with torch.random.fork_rng(devices=[]):
+        net = make()
+    net.load_state_dict(tensors)
+    return net
+
+
+def _maker(said: Mapping[str, Any], where: str) -> tuple[Callable[[], nn.Module], int]:
+    """What makes the network of a description, and how many blocks it has at least."""
     if said["kind"] in ("ScoreUNet", "MagnitudeUNet"):
         architecture = restore(said["architecture"], where)
-        if isinstance(architecture, Architecture):
-            return build(architecture)
-        if isinstance(architecture, MagnitudeArchitecture):
-            return build_magnitude(architecture)
-        raise ValueError(f"{where}: {architecture!r} is stored as its architecture, and is none.")
+        if not isinstance(architecture, Architecture | MagnitudeArchitecture):
+            raise ValueError(f"{where}: {shortened(architecture)} is stored as its architecture, and is none.")
+        return lambda: build(architecture), len(architecture.widths) * architecture.blocks
     if said["kind"] == "UNet":
-        return UNet(**said["options"])
+        if unknown := sorted(set(said["options"]) - set(_UNET)):
+            raise ValueError(f"{where}: {unknown[0]} is not known of UNets; the file was written by a newer version.")
+        options = read_entries(_UNET, said["options"], where, {"patch": 1, "classes": None})
+        return lambda: UNet(**options), len(options["multipliers"]) * options["blocks"]
     raise ValueError(f"{where}: networks of kind {said['kind']!r} are not known here.")

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from dxdt import diffusion, nn
 from dxdt.diffusion import Process
+from dxdt.interop.preconditionings import Negated, ToldLogSigma
 from dxdt.interop.score_sde import Descending
 
 __all__ = ["agree", "describe", "restore"]
 
 _TYPES: dict[str, type] = {
     kind.__name__: kind
-    for room in (diffusion, nn)
-    for kind in vars(room).values()
+    for kind in (*vars(diffusion).values(), *vars(nn).values(), Descending, Negated, ToldLogSigma)
     if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, Enum))
 }
-_TYPES["Descending"] = Descending
+_MOST = 1 << 32
 _FUNCTIONS = {"log_snr": diffusion.log_snr, "noise_to_signal": diffusion.noise_to_signal}
 
 
@@ -69,6 +69,8 @@ def restore(said: Any, where: str) -> Any:
     if isinstance(said, list):
         return tuple(restore(v, where) for v in said)
     if not isinstance(said, Mapping):
+        if isinstance(said, int) and abs(said) > _MOST:
+            raise ValueError(f"{where}: a whole number of {len(hex(said)) - 2} digits is out of all proportion.")
         return said
     if "numbers" in said:
         return torch.tensor(said["numbers"], dtype=torch.float64)

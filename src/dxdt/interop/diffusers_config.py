@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dxdt.interop.entries import Flag, Kind, Maybe, Number, Row, Text, Whole, read_entries, shortened
 from dxdt.interop.keys import KeyMap, Source, affine, renamed, stacked
 from dxdt.nn import (
     Architecture,
@@ -17,11 +18,12 @@ from dxdt.nn import (
     ConvResample,
     FourierSpec,
     Labels,
+    LearnedSpec,
     PositionalSpec,
     Progressive,
 )
 
-__all__ = ["DEFAULTS", "architecture_of", "key_map"]
+__all__ = ["DEFAULTS", "architecture_of", "checked", "key_map"]
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
@@ -69,19 +71,66 @@ _UP = {
     "SkipUpBlock2D": (False, "skip"),
     "AttnSkipUpBlock2D": (True, "skip"),
 }
+_WIDTH = Whole(1, 1 << 20)
+_KINDS: dict[str, Kind] = {
+    "in_channels": _WIDTH,
+    "out_channels": _WIDTH,
+    "center_input_sample": Flag(),
+    "time_embedding_type": Text(("positional", "fourier", "learned")),
+    "time_embedding_dim": Maybe(Whole(0, 1 << 20)),
+    "freq_shift": Number(),
+    "flip_sin_to_cos": Flag(),
+    "down_block_types": Row(Text()),
+    "mid_block_type": Maybe(Text()),
+    "up_block_types": Row(Text()),
+    "block_out_channels": Row(_WIDTH),
+    "layers_per_block": Whole(1, 1000),
+    "mid_block_scale_factor": Number(),
+    "downsample_padding": Whole(0, 1000),
+    "downsample_type": Maybe(Text()),
+    "upsample_type": Maybe(Text()),
+    "dropout": Number(0, 1),
+    "act_fn": Text(),
+    "attention_head_dim": Maybe(_WIDTH),
+    "norm_num_groups": Maybe(_WIDTH),
+    "attn_norm_num_groups": Maybe(_WIDTH),
+    "norm_eps": Number(0),
+    "resnet_time_scale_shift": Text(),
+    "add_attention": Flag(),
+    "class_embed_type": Maybe(Text(("timestep", "identity"))),
+    "num_class_embeds": Maybe(_WIDTH),
+    "num_train_timesteps": Maybe(Whole(1, 1_000_000)),
+}
 _FIXED: dict[str, tuple[Any, ...]] = {
     "mid_block_type": ("UNetMidBlock2D",),
     "act_fn": ("silu", "swish"),
     "class_embed_type": (None,),
     "downsample_padding": (0, 1),
     "resnet_time_scale_shift": ("default", "scale_shift"),
-    "time_embedding_type": ("positional", "fourier"),
 }
+
+
+def checked(config: Mapping[str, Any], where: str = "UNet2DModel") -> dict[str, Any]:
+    """Return the entries of a configuration, with defaults filled in.
+
+    Raises:
+        ValueError: one is not what it should be, or they do not belong together.
+    """
+    c = read_entries(_KINDS, config, where, DEFAULTS)
+    down, up, widths = (c[key] for key in ("down_block_types", "up_block_types", "block_out_channels"))
+    if not len(down) == len(up) == len(widths):
+        raise ValueError(
+            f"{where}: down_block_types has {len(down)} entries, up_block_types {len(up)} and block_out_channels "
+            f"{len(widths)}, which do not match; the configuration is damaged."
+        )
+    if c["time_embedding_type"] == "learned" and c["num_train_timesteps"] is None:
+        raise ValueError(f"{where}: time_embedding_type='learned' needs num_train_timesteps, which is missing.")
+    return c
 
 
 def _refuse(where: str, key: str, value: Any, known: Sequence[Any]) -> ValueError:
     choices = ", ".join(str(v) for v in known)
-    return ValueError(f"{where}: {key}={value!r} is not read without diffusers installed; known: {choices}.")
+    return ValueError(f"{where}: {key}={shortened(value)} is not read without diffusers installed; known: {choices}.")
 
 
 def architecture_of(config: Mapping[str, Any], where: str = "UNet2DModel") -> Architecture:
@@ -90,32 +139,28 @@ def architecture_of(config: Mapping[str, Any], where: str = "UNet2DModel") -> Ar
     Raises:
         ValueError: it asks for parts that are not known, or combines them as no published network does.
     """
-    c = DEFAULTS | dict(config)
+    c = checked(config, where)
     for key, known in _FIXED.items():
         if c[key] not in known:
             raise _refuse(where, key, c[key], known)
-    widths = tuple(int(n) for n in c["block_out_channels"])
+    widths = c["block_out_channels"]
     down, up = list(c["down_block_types"]), list(reversed(c["up_block_types"]))
-    if not len(down) == len(up) == len(widths):
-        raise ValueError(
-            f"{where}: {len(down)} blocks down, {len(up)} up and {len(widths)} widths do not match; "
-            "the configuration is damaged."
-        )
     kind = _kind(c, down, up, where)
     skips = kind == "skip"
-    fourier = c["time_embedding_type"] == "fourier"
     spec = _spec(c, widths, kind, where)
-    middle_rescale = float(c["mid_block_scale_factor"])
+    middle_rescale = c["mid_block_scale_factor"]
+    embedding = _embedding(c)
+    fourier = isinstance(embedding, FourierSpec)
     return Architecture(
-        in_channels=int(c["in_channels"]),
-        out_channels=int(c["out_channels"]),
+        in_channels=c["in_channels"],
+        out_channels=c["out_channels"],
         widths=widths,
         stem=widths[0],
-        blocks=int(c["layers_per_block"]),
+        blocks=c["layers_per_block"],
         attention_down=tuple(i for i, name in enumerate(down) if _DOWN[name][0]),
         attention_up=tuple(i for i, name in enumerate(up) if _UP[name][0]),
         attend_once=skips,
-        middle_attention=bool(c["add_attention"]),
+        middle_attention=c["add_attention"],
         block=spec,
         middle=dataclasses.replace(spec, rescale=middle_rescale) if middle_rescale != spec.rescale else None,
         resample=BlockResample((1, 3, 3, 1) if skips else (1, 1))
@@ -124,15 +169,23 @@ def architecture_of(config: Mapping[str, Any], where: str = "UNet2DModel") -> Ar
         progressive_input=Progressive.SKIP if skips else Progressive.NONE,
         progressive_output=Progressive.SKIP if skips else Progressive.NONE,
         taps=(1, 3, 3, 1) if skips else None,
-        embedding=FourierSpec()
-        if fourier
-        else PositionalSpec(shift=float(c["freq_shift"]), cosine_first=bool(c["flip_sin_to_cos"])),
+        embedding=embedding,
         features=2 * widths[0] if fourier else widths[0],
-        embedding_width=int(c["time_embedding_dim"] or 4 * widths[0]),
-        labels=Labels(int(c["num_class_embeds"])) if c["num_class_embeds"] else None,
+        embedding_width=c["time_embedding_dim"] or 4 * widths[0],
+        labels=None if c["num_class_embeds"] is None else Labels(c["num_class_embeds"], required=True),
         centred=not c["center_input_sample"],
         divide=fourier,
     )
+
+
+def _embedding(c: Mapping[str, Any]) -> PositionalSpec | FourierSpec | LearnedSpec:
+    match c["time_embedding_type"]:
+        case "fourier":
+            return FourierSpec()
+        case "learned":
+            return LearnedSpec(c["num_train_timesteps"])
+        case _:
+            return PositionalSpec(shift=c["freq_shift"], cosine_first=c["flip_sin_to_cos"])
 
 
 def _kind(c: Mapping[str, Any], down: list[str], up: list[str], where: str) -> str:
@@ -147,12 +200,15 @@ def _kind(c: Mapping[str, Any], down: list[str], up: list[str], where: str) -> s
     kinds = {_DOWN[name][1] or c["downsample_type"] for name in down[:-1]}
     kinds |= {_UP[name][1] or c["upsample_type"] for name in up[1:]}
     ends = {_DOWN[down[-1]][1], _UP[up[0]][1]}
-    if len(kinds) > 1 or (kinds and ("skip" in kinds) != ("skip" in ends)):
+    if len(down) == 1:  # it changes no size, but its blocks say whether the image goes beside the features
+        kinds = {"skip" if "skip" in ends else "conv"}
+    if len(kinds) > 1 or ("skip" in kinds) != ("skip" in ends) or ("skip" in ends and len(ends) > 1):
         raise ValueError(
-            f"{where}: blocks that change sizes in different ways ({', '.join(sorted(map(str, kinds)))}) "
-            "are not read without diffusers installed."
+            f"{where}: down_block_types, up_block_types, downsample_type and upsample_type change sizes in different "
+            f"ways ({', '.join(sorted({*map(str, kinds), *map(str, ends)}))}), which is not read without diffusers "
+            "installed."
         )
-    kind = kinds.pop() if kinds else "conv"
+    kind = kinds.pop()
     if kind not in ("conv", "resnet", "skip"):
         raise _refuse(where, "downsample_type", kind, ("conv", "resnet"))
     return kind
@@ -174,15 +230,15 @@ def _spec(c: Mapping[str, Any], widths: tuple[int, ...], kind: str, where: str) 
         raise _refuse(where, "norm_num_groups", groups, (None,))
     width = c["attention_head_dim"]
     return BlockSpec(
-        groups=32 if groups is None else int(groups),
+        groups=32 if groups is None else groups,
         channels_per_group=4 if groups is None or skips else 1,
-        eps=float(c["norm_eps"]),
-        dropout=float(c["dropout"]),
+        eps=c["norm_eps"],
+        dropout=c["dropout"],
         scale_shift=shifts,
         rescale=math.sqrt(2) if skips else 1.0,
         project=skips,
         heads=1 if width is None else None,
-        head_width=64 if width is None else int(width),
+        head_width=64 if width is None else width,
     )
 
 
@@ -195,6 +251,8 @@ def key_map(a: Architecture) -> KeyMap:
     keys |= affine("conditioning.layer1", "time_embedding.linear_2")
     if isinstance(a.embedding, FourierSpec):
         keys["conditioning.embedding.fourier.frequencies"] = renamed("time_proj.weight")
+    if isinstance(a.embedding, LearnedSpec):
+        keys["conditioning.embedding.rows.weight"] = renamed("time_proj.weight")
     if a.labels is not None:
         keys["conditioning.label.weight"] = Source(("class_embedding.weight",), lambda found: found[0].t())
     keys |= affine("input", "conv_in")

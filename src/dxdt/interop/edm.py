@@ -1,12 +1,13 @@
 """Network pickles of EDM and EDM2: {ema, loss_fn, augment_pipe, dataset_kwargs}.
 
 The source text of every class is inside, and is never run: networks are read as their attributes
-(`dxdt.interop.unpickle`), the arguments of their construction say what to build, and the tensors are carried over by
+(`dxdt.interop.read`), the arguments of their construction say what to build, and the tensors are carried over by
 name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from dxdt.diffusion import (
     VPPreconditioning,
 )
 from dxdt.interop import edm2
-from dxdt.interop.keys import KeyMap, Source, affine, load_weights, reading, renamed
-from dxdt.interop.net import MeanPart, build, quiet
-from dxdt.interop.unpickle import Record, read_objects
+from dxdt.interop.entries import Kind, Number, Row, Text, Whole, read_entries, shortened
+from dxdt.interop.keys import KeyMap, Source, affine, reading, renamed
+from dxdt.interop.net import MeanPart, filled, quiet
+from dxdt.interop.read import read_content
+from dxdt.interop.records import Record
 from dxdt.nn import (
     Architecture,
     BlockResample,
@@ -41,6 +44,33 @@ from dxdt.nn import (
 
 __all__ = ["architecture_of", "is_edm", "key_map", "load_edm"]
 
+_WHOLE, _COUNT, _SHARE = Whole(), Whole(0), Number(0, 1)
+_SHARED: dict[str, Kind] = {
+    "img_resolution": Whole(1, 1 << 16),
+    "in_channels": _WHOLE,
+    "out_channels": _WHOLE,
+    "label_dim": _COUNT,
+    "augment_dim": _COUNT,
+    "model_channels": _WHOLE,
+    "channel_mult": Row(_WHOLE),
+    "channel_mult_emb": _WHOLE,
+    "num_blocks": Whole(1, 1000),
+    "attn_resolutions": Row(_COUNT, 0),
+    "dropout": _SHARE,
+    "label_dropout": _SHARE,
+}
+_SIDES = {"standard": Progressive.NONE, "skip": Progressive.SKIP, "residual": Progressive.RESIDUAL}
+_KINDS: dict[str, dict[str, Kind]] = {
+    "SongUNet": _SHARED
+    | {
+        "embedding_type": Text(("positional", "fourier")),
+        "channel_mult_noise": _WHOLE,
+        "encoder_type": Text(tuple(_SIDES)),
+        "decoder_type": Text(("standard", "skip")),
+        "resample_filter": Row(Number()),
+    },
+    "DhariwalUNet": _SHARED,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "SongUNet": {
         "model_channels": 128,
@@ -60,9 +90,16 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "attn_resolutions": [32, 16, 8],
     },
 }
-_SHARED: dict[str, Any] = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
+_ALWAYS: dict[str, Any] = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
+_NEEDED = {"img_resolution", "in_channels", "out_channels"}
+_POSITIVE, _LEVELS = Number(1e-30), Whole(1, 100_000)
+_OUTER: dict[str, dict[str, Kind]] = {
+    "EDMPrecond": {"sigma_data": _POSITIVE},
+    "VPPrecond": {"beta_min": Number(0), "beta_d": _POSITIVE, "M": _LEVELS},
+    "VEPrecond": {},
+    "iDDPMPrecond": {"M": _LEVELS, "C_1": Number(), "C_2": Number()},
+}
 _OURS = {"norm0": "norm0", "conv0": "conv0", "film": "affine", "norm1": "norm1", "conv1": "conv1"}
-_SIDES = {"standard": Progressive.NONE, "skip": Progressive.SKIP, "residual": Progressive.RESIDUAL}
 
 
 def is_edm(content: Any) -> bool:
@@ -81,7 +118,7 @@ def load_edm(path: Path, *, process: Process | None = None) -> Preconditioned:
     Raises:
         ValueError: the file is hostile, truncated or of another kind.
     """
-    return denoiser_of(read_objects(path), str(path), process)
+    return denoiser_of(read_content(path), str(path), process)
 
 
 def denoiser_of(content: Any, where: str, process: Process | None) -> Preconditioned:
@@ -99,16 +136,31 @@ def _unwrapped(outer: Record, where: str, process: Process | None) -> Preconditi
     if not isinstance(inner, Record):
         raise ValueError(f"{where}: {outer.kind} wraps no network under 'model'; only networks of EDM are read.")
     preconditioning = _preconditioning(outer, where)
-    options = _options(inner, where)
-    architecture = architecture_of(inner.kind, options, where)
-    net = build(architecture)
-    load_weights(net, key_map(architecture, inner.kind, options), _learnt(inner), where=where)
+    options = options_of(inner.kind, inner.state.get("_init_kwargs"), where)
+    architecture = architecture_of(inner.kind, options)
+    net = filled(architecture, lambda: key_map(architecture, inner.kind, options), _learnt(inner), where)
     wrapped: nn.Module = net
     if architecture.out_channels != architecture.in_channels:
         wrapped = MeanPart(net)
-    low = max(0.002, float(outer.state.get("sigma_min", 0.0)))
-    high = min(80.0, float(outer.state.get("sigma_max", 80.0)))
-    return quiet(Preconditioned(wrapped, EDM(low, high) if process is None else process, preconditioning))
+    if process is None:
+        process = _range(outer, where)
+    return quiet(Preconditioned(wrapped, process, preconditioning))
+
+
+def _range(outer: Record, where: str) -> EDM:
+    """The process between the network's smallest and largest noise level, within 0.002 and 80."""
+    # Networks of VP and VE say no largest level, or an infinite one.
+    said = {k: v for k, v in outer.state.items() if not (isinstance(v, float) and math.isinf(v))}
+    ends = read_entries(
+        {"sigma_min": Number(0), "sigma_max": _POSITIVE}, said, where, {"sigma_min": 0.0, "sigma_max": 80.0}
+    )
+    low, high = max(0.002, ends["sigma_min"]), min(80.0, ends["sigma_max"])
+    if not low < high:
+        raise ValueError(
+            f"{where}: sigma_min={ends['sigma_min']:g} and sigma_max={ends['sigma_max']:g} leave no noise levels "
+            "between them; pass process=EDM(...)."
+        )
+    return EDM(low, high)
 
 
 def _learnt(inner: Record) -> dict[str, Tensor]:
@@ -117,88 +169,84 @@ def _learnt(inner: Record) -> dict[str, Tensor]:
 
 
 def _preconditioning(outer: Record, where: str) -> Preconditioning:
-    state = outer.state
+    if outer.kind not in _OUTER:
+        raise ValueError(
+            f"{where}: networks wrapped in {outer.kind} are not read; EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond "
+            "and EDM2's Precond are."
+        )
+    said = read_entries(_OUTER[outer.kind], outer.state, where, {})
     match outer.kind:
         case "EDMPrecond":
-            return EDMPreconditioning(float(state["sigma_data"]))
+            return EDMPreconditioning(said["sigma_data"])
         case "VPPrecond":
-            low = float(state["beta_min"])
-            return VPPreconditioning(Linear(low, low + float(state["beta_d"])), int(state["M"]))
+            return VPPreconditioning(Linear(said["beta_min"], said["beta_min"] + said["beta_d"]), said["M"])
         case "VEPrecond":
             return VEPreconditioning()
-        case "iDDPMPrecond":
-            return IDDPMPreconditioning(int(state["M"]), float(state["C_1"]), float(state["C_2"]))
-        case kind:
-            raise ValueError(
-                f"{where}: networks wrapped in {kind} are not read; EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond "
-                "and EDM2's Precond are."
-            )
+        case _:
+            return IDDPMPreconditioning(said["M"], said["C_1"], said["C_2"])
 
 
-def _options(inner: Record, where: str) -> dict[str, Any]:
-    """Arguments of the network's construction, with defaults filled in."""
-    if inner.kind not in _DEFAULTS:
-        raise ValueError(f"{where}: networks of class {inner.kind} are not read; {' and '.join(_DEFAULTS)} are.")
-    given = inner.state.get("_init_kwargs")
-    if not isinstance(given, Mapping) or not {"img_resolution", "in_channels", "out_channels"} <= set(given):
-        raise ValueError(f"{where}: the arguments of {inner.kind}'s construction are not in the file, and are needed.")
-    known = _SHARED | _DEFAULTS[inner.kind]
-    if unknown := sorted(set(given) - set(known) - {"img_resolution", "in_channels", "out_channels"}):
-        raise ValueError(f"{where}: {inner.kind} was made with {unknown[0]}={given[unknown[0]]!r}, which is not known.")
-    return known | dict(given)
-
-
-def architecture_of(kind: str, options: Mapping[str, Any], where: str = "EDM network") -> Architecture:
-    """Return the architecture of a `SongUNet` or `DhariwalUNet` from the arguments of its construction.
+def options_of(kind: str, given: Any, where: str) -> dict[str, Any]:
+    """Return the arguments of the construction of a network of class `kind`, with defaults filled in.
 
     Raises:
-        ValueError: an argument has a value that is not known.
+        ValueError: the class is not known, or an argument is missing, not known, or not what it should be.
     """
-    width, multipliers = int(options["model_channels"]), [int(m) for m in options["channel_mult"]]
-    sizes = [int(options["img_resolution"]) >> level for level in range(len(multipliers))]
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: networks of class {kind} are not read; {' and '.join(_KINDS)} are.")
+    if not isinstance(given, Mapping) or not set(given) >= _NEEDED:
+        raise ValueError(f"{where}: the arguments of {kind}'s construction are not in the file, and are needed.")
+    kinds = _KINDS[kind]
+    if unknown := sorted(str(key) for key in given if key not in kinds):
+        value = shortened(given.get(unknown[0]))
+        raise ValueError(f"{where}: {kind} was made with {unknown[0]}={value}, which is not known.")
+    return read_entries(kinds, given, where, _ALWAYS | _DEFAULTS[kind])
+
+
+def architecture_of(kind: str, options: Mapping[str, Any]) -> Architecture:
+    """Return the architecture of a `SongUNet` or `DhariwalUNet` from the arguments of its construction."""
+    width, multipliers = options["model_channels"], options["channel_mult"]
+    sizes = [options["img_resolution"] >> level for level in range(len(multipliers))]
     attention = tuple(level for level, size in enumerate(sizes) if size in options["attn_resolutions"])
-    classes = int(options["label_dim"])
+    classes = options["label_dim"]
     if kind == "DhariwalUNet":
         return adm(
-            int(options["in_channels"]),
-            out_channels=int(options["out_channels"]),
+            options["in_channels"],
+            out_channels=options["out_channels"],
             width=width,
             multipliers=multipliers,
-            blocks=int(options["num_blocks"]),
+            blocks=options["num_blocks"],
             attention=attention,
-            dropout=float(options["dropout"]),
+            dropout=options["dropout"],
             labels=classes,
-            augment=int(options["augment_dim"]),
+            augment=options["augment_dim"],
         )
-    for name in ("encoder_type", "decoder_type"):
-        if options[name] not in _SIDES:
-            raise ValueError(f"{where}: {name}={options[name]!r} is not known; {', '.join(_SIDES)} are.")
-    taps = tuple(float(tap) for tap in options["resample_filter"])
+    taps = options["resample_filter"]
     fourier = options["embedding_type"] == "fourier"
     return Architecture(
-        in_channels=int(options["in_channels"]),
-        out_channels=int(options["out_channels"]),
+        in_channels=options["in_channels"],
+        out_channels=options["out_channels"],
         widths=tuple(width * m for m in multipliers),
         stem=width,
-        blocks=int(options["num_blocks"]),
+        blocks=options["num_blocks"],
         attention_down=attention,
         attention_up=attention,
-        block=BlockSpec(dropout=float(options["dropout"])),
+        block=BlockSpec(dropout=options["dropout"]),
         resample=BlockResample(taps),
         progressive_input=_SIDES[options["encoder_type"]],
         progressive_output=_SIDES[options["decoder_type"]],
         taps=taps,
         embedding=FourierSpec(log=False) if fourier else PositionalSpec(power=True),
-        features=width * int(options["channel_mult_noise"]),
-        embedding_width=width * int(options["channel_mult_emb"]),
+        features=width * options["channel_mult_noise"],
+        embedding_width=width * options["channel_mult_emb"],
         labels=Labels(classes, early=True) if classes else None,
-        augment=int(options["augment_dim"]),
+        augment=options["augment_dim"],
     )
 
 
 def key_map(a: Architecture, kind: str, options: Mapping[str, Any]) -> KeyMap:
     """Return where the tensors of an architecture are in such a network."""
-    first = int(options["img_resolution"])
+    first = options["img_resolution"]
     keys = affine("conditioning.layer0", "map_layer0") | affine("conditioning.layer1", "map_layer1")
     if isinstance(a.embedding, FourierSpec):
         keys["conditioning.embedding.frequencies"] = renamed("map_noise.freqs")

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from dxdt.diffusion import EDM, EDMPreconditioning, Preconditioned, Process
-from dxdt.interop.keys import KeyMap, Source, load_weights, renamed
-from dxdt.interop.net import build_magnitude, quiet
-from dxdt.interop.unpickle import Record
+from dxdt.interop.entries import Kind, Maybe, Number, Row, Whole, read_entries, shortened
+from dxdt.interop.keys import KeyMap, Source, renamed
+from dxdt.interop.net import filled, quiet
+from dxdt.interop.records import Record
 from dxdt.nn import MagnitudeArchitecture
 
 __all__ = ["architecture_of", "denoiser_from", "is_edm2", "key_map"]
@@ -32,6 +33,26 @@ _DEFAULTS: dict[str, Any] = {
     "clip_act": 256,
 }
 _NEEDED = {"img_resolution", "img_channels", "label_dim"}
+_WHOLE, _COUNT, _SHARE = Whole(), Whole(0), Number(0, 1)
+_KINDS: dict[str, Kind] = {
+    "img_resolution": Whole(1, 1 << 16),
+    "img_channels": _WHOLE,
+    "label_dim": _COUNT,
+    "model_channels": _WHOLE,
+    "channel_mult": Row(_WHOLE),
+    "channel_mult_noise": Maybe(_WHOLE),
+    "channel_mult_emb": Maybe(_WHOLE),
+    "num_blocks": Whole(1, 1000),
+    "attn_resolutions": Row(_COUNT, 0),
+    "label_balance": _SHARE,
+    "concat_balance": _SHARE,
+    "resample_filter": Row(Number()),
+    "channels_per_head": _WHOLE,
+    "dropout": _SHARE,
+    "res_balance": _SHARE,
+    "attn_balance": _SHARE,
+    "clip_act": Maybe(Number(0)),
+}
 
 
 def is_edm2(outer: Record) -> bool:
@@ -50,9 +71,9 @@ def denoiser_from(outer: Record, where: str, process: Process | None) -> Precond
         raise ValueError(f"{where}: Precond wraps no network under 'unet'; only networks of EDM2 are read.")
     options = options_of(inner.state.get("_init_kwargs"), where)
     architecture = architecture_of(options)
-    net = build_magnitude(architecture)
-    load_weights(net, key_map(architecture, options), inner.tensors(), where=where)
-    preconditioning = EDMPreconditioning(float(outer.state["sigma_data"]))
+    net = filled(architecture, lambda: key_map(architecture, options), inner.tensors(), where)
+    said = read_entries({"sigma_data": Number(1e-30)}, outer.state, where, {})
+    preconditioning = EDMPreconditioning(said["sigma_data"])
     return quiet(Preconditioned(net, EDM() if process is None else process, preconditioning))
 
 
@@ -64,39 +85,40 @@ def options_of(given: Any, where: str) -> dict[str, Any]:
     """
     if not isinstance(given, Mapping) or not set(given) >= _NEEDED:
         raise ValueError(f"{where}: the arguments of the network's construction are not in the file, and are needed.")
-    if unknown := sorted(set(given) - set(_DEFAULTS) - _NEEDED):
-        raise ValueError(f"{where}: the network was made with {unknown[0]}={given[unknown[0]]!r}, which is not known.")
-    return _DEFAULTS | dict(given)
+    if unknown := sorted(str(key) for key in given if key not in _KINDS):
+        value = shortened(given.get(unknown[0]))
+        raise ValueError(f"{where}: the network was made with {unknown[0]}={value}, which is not known.")
+    return read_entries(_KINDS, given, where, _DEFAULTS)
 
 
 def architecture_of(options: Mapping[str, Any]) -> MagnitudeArchitecture:
     """Return the architecture from the arguments of the network's construction."""
-    width = int(options["model_channels"])
-    widths = tuple(width * int(m) for m in options["channel_mult"])
-    sizes = [int(options["img_resolution"]) >> level for level in range(len(widths))]
-    noise, embedding, limit = options["channel_mult_noise"], options["channel_mult_emb"], options["clip_act"]
+    width = options["model_channels"]
+    widths = tuple(width * m for m in options["channel_mult"])
+    sizes = [options["img_resolution"] >> level for level in range(len(widths))]
+    noise, embedding = options["channel_mult_noise"], options["channel_mult_emb"]
     return MagnitudeArchitecture(
-        channels=int(options["img_channels"]),
+        channels=options["img_channels"],
         widths=widths,
-        blocks=int(options["num_blocks"]),
+        blocks=options["num_blocks"],
         attention=tuple(level for level, size in enumerate(sizes) if size in options["attn_resolutions"]),
-        features=widths[0] if noise is None else width * int(noise),
-        embedding_width=max(widths) if embedding is None else width * int(embedding),
-        labels=int(options["label_dim"]),
-        head_width=int(options["channels_per_head"]),
-        dropout=float(options["dropout"]),
-        taps=tuple(float(tap) for tap in options["resample_filter"]),
-        residual=float(options["res_balance"]),
-        attending=float(options["attn_balance"]),
-        labelled=float(options["label_balance"]),
-        skipped=float(options["concat_balance"]),
-        limit=None if limit is None else float(limit),
+        features=widths[0] if noise is None else width * noise,
+        embedding_width=max(widths) if embedding is None else width * embedding,
+        labels=options["label_dim"],
+        head_width=options["channels_per_head"],
+        dropout=options["dropout"],
+        taps=options["resample_filter"],
+        residual=options["res_balance"],
+        attending=options["attn_balance"],
+        labelled=options["label_balance"],
+        skipped=options["concat_balance"],
+        limit=options["clip_act"],
     )
 
 
 def key_map(a: MagnitudeArchitecture, options: Mapping[str, Any]) -> KeyMap:
     """Return where the tensors of an architecture are in such a network."""
-    first, last = int(options["img_resolution"]), len(a.widths) - 1
+    first, last = options["img_resolution"], len(a.widths) - 1
     keys: KeyMap = {
         "fourier.frequencies": renamed("emb_fourier.freqs"),
         "fourier.phases": renamed("emb_fourier.phases"),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TypeAlias, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["KeyMap", "Source", "affine", "load_weights", "reading", "renamed", "stacked", "transposed", "unused"]
+__all__ = ["KeyMap", "Source", "affine", "matched", "reading", "renamed", "stacked", "transposed", "unused"]
 
 
 @final
@@ -66,7 +66,11 @@ def reading(where: str) -> Generator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
+    except ValueError as error:
+        if where in str(error):
+            raise
+        raise ValueError(f"{where}: {error}") from error
+    except (LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         message = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{where} is damaged: a part of it is missing or of another type ({type(error).__name__}: {message}); "
@@ -74,11 +78,13 @@ def reading(where: str) -> Generator[None]:
         ) from error
 
 
-def load_weights(net: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], *, where: str) -> None:
-    """Fill `net` with the tensors of a file, in float32 at least.
+def matched(
+    wanted: Mapping[str, Tensor], keys: KeyMap, found: Mapping[str, Tensor], *, where: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a file under our names, in the network's precision.
 
     Args:
-        net: holds a tensor for every entry of `keys`, and no others.
+        wanted: tensors of the network, whose shapes are compared.
         keys: our names and their sources.
         found: the tensors of the file.
         where: what to call the file in errors.
@@ -98,7 +104,6 @@ def load_weights(net: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], *, w
             f"{where}: tensor {extra[0]} belongs to no part of the network ({len(extra)} in all); "
             "load the file with the architecture that it was trained with."
         )
-    wanted = net.state_dict()
     ready: dict[str, Tensor] = {}
     for name, source in keys.items():
         if name not in wanted:
@@ -110,7 +115,7 @@ def load_weights(net: nn.Module, keys: KeyMap, found: Mapping[str, Tensor], *, w
                 f"{tuple(wanted[name].shape)} ({name}); channels, widths or classes differ from the file's."
             )
         ready[name] = value.to(wanted[name].dtype)
-    net.load_state_dict(ready)
+    return ready
 
 
 def _formed(source: Source, found: Mapping[str, Tensor], where: str) -> Tensor:

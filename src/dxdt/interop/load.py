@@ -9,11 +9,9 @@ from dxdt.diffusion import Denoiser, Preconditioned, Process
 from dxdt.interop import edm, score_sde
 from dxdt.interop.checkpoint import load_own
 from dxdt.interop.diffusers_folder import is_diffusers, load_diffusers
-from dxdt.interop.unpickle import is_zip, read_objects, read_tensors
+from dxdt.interop.read import read_content
 
 __all__ = ["load"]
-
-_LEGACY = 0x1950A86A20F9469CFC6C  # torch's number at the start of files before the zip format
 
 
 def load(path: str | Path, *, process: Process | None = None, **options: Any) -> Denoiser | Preconditioned:
@@ -46,23 +44,10 @@ def load(path: str | Path, *, process: Process | None = None, **options: Any) ->
         return load_diffusers(path, process=process, **options)
     if path.suffix == ".safetensors":
         return load_own(path, process=process, **options)
-    where = str(path)
-    if is_zip(path) or _is_legacy(path):
-        return score_sde.denoiser_of(
-            read_tensors(path),
-            where,
-            process,
-            options.pop("architecture", None),
-            options.pop("averaged", True),
-            **options,
-        )
-    content = read_objects(path)
+    where, content = str(path), read_content(path)
     if edm.is_edm(content):
         return edm.denoiser_of(content, where, process, **options)
+    if score_sde.is_score_sde(content):
+        architecture, averaged = options.pop("architecture", None), options.pop("averaged", True)
+        return score_sde.denoiser_of(content, where, process, architecture, averaged, **options)
     raise ValueError(f"{where} is of no known kind; checkpoints of score SDE, EDM, diffusers and dxdt are read.")
-
-
-def _is_legacy(path: Path) -> bool:
-    """Whether a file begins as torch.save wrote before zip files: with a pickled magic number."""
-    with path.open("rb") as file:
-        return _LEGACY.to_bytes(10, "little") in file.read(32)

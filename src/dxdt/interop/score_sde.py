@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from dxdt.diffusion import VE, VP, Denoiser, Index, Noise, Process, Score, SubVP, Table, noise_to_signal
-from dxdt.interop.keys import load_weights, reading
-from dxdt.interop.net import build, quiet
+from dxdt.interop.keys import reading
+from dxdt.interop.net import filled, quiet
+from dxdt.interop.read import read_content
 from dxdt.interop.score_sde_shapes import network_of
-from dxdt.interop.unpickle import read_tensors
 from dxdt.nn import Architecture
 
 __all__ = ["Descending", "is_score_sde", "load_score_sde", "score_sde_weights"]
@@ -67,7 +67,7 @@ def load_score_sde(
     Raises:
         ValueError: the file is hostile, truncated, of another kind, or contradicts `process` or `architecture`.
     """
-    return denoiser_of(read_tensors(path), str(path), process, architecture, averaged)
+    return denoiser_of(read_content(path), str(path), process, architecture, averaged)
 
 
 def denoiser_of(
@@ -85,8 +85,7 @@ def denoiser_of(
     discrete = isinstance(process, VE) and not fourier
     if discrete and architecture is None:
         a = dataclasses.replace(a, centred=False)
-    net = build(a)
-    load_weights(net, shapes.keys, tensors, where=where)
+    net = filled(a, lambda: shapes.keys, tensors, where)
     if fourier:
         return quiet(Denoiser(net, process, Score(), noise_to_signal))
     if discrete:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from dxdt.interop.read import read_content
 
 
 def read_weights(path: Path, about: str) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def read_weights(path: Path, about: str) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {about} is read from there; let DXDT_DATA name its folder.")
     try:
-        found = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        found = read_content(path)
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read as {about}: it is damaged or no file of tensors.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}, not the tensors of {about} by name.")

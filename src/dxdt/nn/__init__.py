@@ -1,7 +1,7 @@
 """Networks: layers, perceptrons and U-Nets that serve as vector fields and denoisers."""
 
 from dxdt.nn.blocks import BlockSpec
-from dxdt.nn.embeddings import FourierSpec, Labels, LogFourier, Positional, PositionalSpec
+from dxdt.nn.embeddings import FourierSpec, Labels, Learned, LearnedSpec, LogFourier, Positional, PositionalSpec
 from dxdt.nn.fast_tanh import FastTanh, fast_tanh
 from dxdt.nn.layers import ConcatSquash, Fourier, Sinusoidal, scaled, variance_scaling_
 from dxdt.nn.magnitude_unet import MagnitudeArchitecture, MagnitudeUNet, edm2
@@ -26,6 +26,8 @@ __all__ = [
     "Fourier",
     "FourierSpec",
     "Labels",
+    "Learned",
+    "LearnedSpec",
     "LogFourier",
     "MLP",
     "MLPField",

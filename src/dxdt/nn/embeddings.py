@@ -114,6 +114,36 @@ class FourierSpec:
 
 
 @final
+class Learned(nn.Module):
+    """Embed a level 0, 1, ..., count - 1 by a row of its own; a number between levels as the nearest.
+
+    Args:
+        features: length of the embedding.
+        count: number of levels.
+    """
+
+    def __init__(self, features: int, count: int) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(count, features)
+
+    def forward(self, t: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch features"]:
+        """Return the rows of the levels `t`."""
+        return self.rows(t.round().long()).to(t.dtype)
+
+
+@final
+@dataclass(frozen=True)
+class LearnedSpec:
+    """How to make a `Learned` embedding of the given length, for `count` levels."""
+
+    count: int
+
+    def make(self, features: int) -> nn.Module:
+        """Return the module."""
+        return Learned(features, self.count)
+
+
+@final
 @dataclass(frozen=True)
 class Labels:
     """How classes enter a network.
@@ -122,10 +152,12 @@ class Labels:
         count: number of classes.
         early: add them to the embedding of time before its two layers, as sqrt(count) times a one-hot row with
             a bias (DDPM++ and NCSN++ of EDM); otherwise after them, without a bias (ADM).
+        required: refuse to answer without a class, as networks must that never saw an image without one.
     """
 
     count: int
     early: bool = False
+    required: bool = False
 
 
 @final
@@ -144,7 +176,7 @@ class Conditioning(nn.Module):
 
     def __init__(
         self,
-        embedding: PositionalSpec | FourierSpec,
+        embedding: PositionalSpec | FourierSpec | LearnedSpec,
         features: int,
         width: int,
         *,
@@ -170,11 +202,17 @@ class Conditioning(nn.Module):
             augment: (batch, augment), or None for none.
 
         Raises:
-            ValueError: classes are given to a network without them, or rows have the wrong length.
+            ValueError: classes are given to a network without them, are not given where they are required, or rows
+                have the wrong length.
         """
         e = self.embedding(t)
         late = 0.0
         if self.spec is not None and self.label is not None:
+            if labels is None and self.spec.required:
+                raise ValueError(
+                    f"score network: it was trained with classes only, and none is given; pass labels=..., "
+                    f"numbers from 0 to {self.spec.count - 1}."
+                )
             rows = _rows(labels, t, self.spec.count)
             if self.spec.early:
                 e = e + self.label(rows * math.sqrt(self.spec.count))

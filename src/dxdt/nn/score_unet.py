@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dxdt.nn.blocks import BlockSpec, Head, ResBlock, Resized, Stage, conv, joined_channels
-from dxdt.nn.embeddings import Conditioning, FourierSpec, Labels, PositionalSpec
+from dxdt.nn.embeddings import Conditioning, FourierSpec, Labels, LearnedSpec, PositionalSpec
 from dxdt.nn.pyramid import Combine, InputResidual, InputSkip, OutputResidual, OutputSkip, Progressive
 from dxdt.nn.resample import Downsample, NearestConv, StridedConv, Taps, Upsample
 
@@ -100,7 +100,7 @@ class Architecture:
     progressive_output: Progressive = Progressive.NONE
     combine: Combine = Combine.SUM
     taps: Taps | None = (1, 1)
-    embedding: PositionalSpec | FourierSpec = PositionalSpec()
+    embedding: PositionalSpec | FourierSpec | LearnedSpec = PositionalSpec()
     features: int = 128
     embedding_width: int = 512
     labels: Labels | None = None
