@@ -41,7 +41,7 @@ class SplitODE:
 def term(eq: Rows, field: Field, t: Tensor, y: Tensor) -> Tensor:
     """One of the terms of an equation as rows ``(R, n)``."""
     layout, meter = eq.layout, eq.meter
-    value = field(t.to(layout.time_dtype), layout.unpack(y), *eq.args)
+    value = field(eq.seen(t), layout.unpack(y), *eq.args)
     layout.check(value, "a term's value")
     if meter is not None:
         meter.evaluations += 1

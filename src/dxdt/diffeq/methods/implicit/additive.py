@@ -35,7 +35,7 @@ class AdditiveRungeKutta(DIRK):
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if not isinstance(eq.equation, SplitODE):
             return super().init(eq, t, y, dense)
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         stiff = term(eq, eq.equation.stiff, start, y)
         return stiff + term(eq, eq.equation.other, start, y), stiff
 
@@ -43,8 +43,8 @@ class AdditiveRungeKutta(DIRK):
         split = eq.equation
         if not isinstance(split, SplitODE):
             return super().step(eq, t, dt, y, state, index)
-        tableau, joint = self.tableau, not eq.layout.per_sample
-        times = moments(t, dt, tableau.nodes, joint, y)
+        tableau = self.tableau
+        times = moments(t, dt, tableau.nodes, eq.layout)
         follows = wants_gradient(t, dt, y, *state)
         stages = Stages.of(self, lambda s, z: term(eq, split.stiff, s, z), eq, dt, y, index, times[0], follows)
         stiff, other = [state[1]], [state[0] - state[1]]
@@ -61,7 +61,7 @@ class AdditiveRungeKutta(DIRK):
             error = weighted_sum(None, tableau.error, dt, [k.detach() for k in slopes])
             error = stages.smoothed(error, tableau.smooth)
         new, error = stages.marked(new, error)
-        (after,) = moments(t, dt, END, joint, y)
+        (after,) = moments(t, dt, END, eq.layout)
         end = term(eq, split.stiff, after, new)
         whole = end + term(eq, split.other, after, new)
         return Step(new, error, (whole, end), (state[0], whole))

@@ -73,16 +73,16 @@ class Collocation(Solver):
         cls.stages = tableau.stages
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
         return state[0]
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        tableau, joint = self.tableau, not eq.layout.per_sample
-        times = moments(t, dt, tableau.nodes, joint, y)
-        (start,) = moments(t, dt, START, joint, y)
+        tableau = self.tableau
+        times = moments(t, dt, tableau.nodes, eq.layout)
+        (start,) = moments(t, dt, START, eq.layout)
         stages = _Stages(tableau, eq, step_size(dt, 1.0, y), times)
         fixed = y.detach()
         slope = slopes_of(eq.drift, start, y)
@@ -107,7 +107,7 @@ class Collocation(Solver):
         new = weighted_sum(y, tableau.b, dt, slopes)
         end = slopes[-1]
         if not tableau.stiffly_accurate:
-            (after,) = moments(t, dt, END, joint, y)
+            (after,) = moments(t, dt, END, eq.layout)
             end = eq.drift(after, new)
         error = None
         if tableau.error is not None:

@@ -73,7 +73,7 @@ class DIRK(Solver):
     part: ClassVar[float]
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
-        (start,) = moments(t, t * 0, START, not eq.layout.per_sample, y)
+        (start,) = moments(t, t * 0, START, eq.layout)
         return (eq.drift(start, y),)
 
     def slope(self, state: State) -> Tensor | None:
@@ -81,7 +81,7 @@ class DIRK(Solver):
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         tableau = self.tableau
-        times = moments(t, dt, tableau.nodes, not eq.layout.per_sample, y)
+        times = moments(t, dt, tableau.nodes, eq.layout)
         stages = Stages.of(self, eq.drift, eq, dt, y, index, times[0], wants_gradient(t, dt, y, *state))
         slopes = [state[0]]
         for row, time in zip(tableau.matrix[1:], times[1:], strict=True):
@@ -90,7 +90,7 @@ class DIRK(Solver):
         new = weighted_sum(y, tableau.b, dt, slopes)
         end = slopes[-1]
         if not tableau.stiffly_accurate:
-            (after,) = moments(t, dt, END, not eq.layout.per_sample, y)
+            (after,) = moments(t, dt, END, eq.layout)
             end = eq.drift(after, new)
         error = None
         if tableau.error is not None:

@@ -79,9 +79,9 @@ class Rosenbrock(Solver):
         return ()
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        tableau, joint = self.tableau, not eq.layout.per_sample
-        times = moments(t, dt, Table.of(tableau.nodes), joint, y)
-        (start,) = moments(t, dt, START, joint, y)
+        tableau = self.tableau
+        times = moments(t, dt, Table.of(tableau.nodes), eq.layout)
+        (start,) = moments(t, dt, START, eq.layout)
         value, late = jvp(lambda s: eq.drift(s, y), start, torch.ones_like(start))
         with torch.set_grad_enabled(wants_gradient(t, dt, y, value)):
             slope = jacobian(lambda z: eq.drift(start, z), y)[1]
