@@ -10,6 +10,7 @@ import torch
 from torch._guards import TracingContext, tracing
 
 from dxdt.compiler.cuda import Replayed, Unsuited, replayed
+from dxdt.compiler.functional import functional
 from dxdt.compiler.native import Native, Unsupported, load, translate
 from dxdt.compiler.small_products import backend as inductor
 
@@ -26,6 +27,7 @@ def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     def chosen(graph: torch.fx.GraphModule, inputs: list[Any]) -> Native | Replayed:
         if _draws(graph):
             raise RuntimeError("the field draws random numbers")
+        graph = functional(graph)
         try:
             source = translate(graph)
         except Unsupported:

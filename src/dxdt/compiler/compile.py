@@ -102,7 +102,7 @@ def _is_ours(ours: dict[str, Any], name: str) -> bool:
 # The program itself, modules of torch and of this package, and what all named tuples are made with.
 _OURS = re.compile(
     r"(?<![\w.'\]])self\b|__import__\('torch'\)|\['_tuple_new'\]|^G\['__builtins_dict__"
-    r"|G\['__import_(dxdt_dot_solve|dxdt_dot_ops|torch)_dot_"
+    r"|G\['__import_(dxdt_dot_diffeq|dxdt_dot_compiler|dxdt_dot_ops|torch)_dot_"
 )
 # Programs leave no graph, whose tensors hooks would pack.
 _IDLE = ("AUTOGRAD_SAVED_TENSORS_HOOKS",)

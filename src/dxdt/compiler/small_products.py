@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dxdt.compiler.functional import functional
+
 __all__ = ["backend"]
 
 # Largest product done as a fused sum: rows, and entries of the matrix; terms in a batch of products.
@@ -61,7 +63,13 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Inductor with a C++ wrapper on the CPU, and small products fused."""
     # Imported with the first program, because that takes longer than all else of the package.
-    compile_fx = import_module("torch._inductor.compile_fx").compile_fx
+    inductor = import_module("torch._inductor.compile_fx")
+
+    def inner(graph: torch.fx.GraphModule, *given: Any, **told: Any) -> Any:
+        return inductor.compile_fx_inner(functional(graph), *given, **told)
+
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     patches = {"cpp_wrapper": True} if on_cpu else {}
-    return compile_fx(graph, inputs, config_patches=patches, decompositions=_decompositions())
+    return inductor.compile_fx(
+        graph, inputs, inner_compile=inner, config_patches=patches, decompositions=_decompositions()
+    )
