@@ -38,14 +38,13 @@ def _ready(name: str) -> Solver | None:
     value = getattr(dxdt, name)
     if not (inspect.isclass(value) and issubclass(value, Solver)) or inspect.isabstract(value):
         return None
-    if not hasattr(value, "order"):
-        return None
     required = [
         p
         for p in inspect.signature(value).parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    return None if required else value()
+    solver = None if required else value()
+    return solver if hasattr(solver, "facts") else None
 
 
 SOLVERS = tuple(s for name in sorted(dxdt.__all__) if (s := _ready(name)) is not None)
@@ -54,20 +53,20 @@ SOLVERS = tuple(s for name in sorted(dxdt.__all__) if (s := _ready(name)) is not
 EXPLICIT = tuple(
     s
     for s in SOLVERS
-    if not s.stochastic
-    and not s.implicit
-    and not getattr(s, "separable", False)
-    and not getattr(s, "semilinear", False)
+    if not s.facts.stochastic
+    and not s.facts.implicit
+    and not s.facts.separable
+    and not s.facts.semilinear
 )
 """Those that solve any ordinary differential equation explicitly."""
 
-IMPLICIT = tuple(s for s in SOLVERS if s.implicit)
+IMPLICIT = tuple(s for s in SOLVERS if s.facts.implicit)
 """Those whose stages are given by equations."""
 
 ORDINARY = EXPLICIT + IMPLICIT
 """Those that solve any ordinary differential equation."""
 
-PAIRS = tuple(s for s in ORDINARY if s.error_order is not None and not s.known_grid)
+PAIRS = tuple(s for s in ORDINARY if s.facts.error_order is not None and not s.facts.known_grid)
 """Those that can choose their steps."""
 
 
@@ -77,7 +76,7 @@ def chosen(solvers: Sequence[Solver]) -> list[Any]:
     quick = {"Kvaerno3", "RadauIIA3", "Rodas5P"}
     marks = [pytest.mark.slow]
     return [
-        pytest.param(s, id=identify(s), marks=marks if s.implicit and identify(s) not in quick else []) for s in solvers
+        pytest.param(s, id=identify(s), marks=marks if s.facts.implicit and identify(s) not in quick else []) for s in solvers
     ]
 
 
@@ -87,8 +86,8 @@ def crossed(solvers: Sequence[Solver], cases: Sequence[Any], core: Any) -> list[
     Implicit solvers are those of ``chosen``, on one case.
     """
     kinds: dict[Any, Solver] = {}
-    for s in (s for s in solvers if not s.implicit):
-        kinds.setdefault((type(s).__bases__, s.error_order is None, s.order > 4), s)
+    for s in (s for s in solvers if not s.facts.implicit):
+        kinds.setdefault((type(s).__bases__, s.facts.error_order is None, s.facts.order > 4), s)
     first, found = set(map(id, kinds.values())), []
     for s, param in zip(solvers, chosen(solvers), strict=True):
         for c in cases:
@@ -103,7 +102,7 @@ def every(solvers: Sequence[Solver], cases: Sequence[Any], core: Any) -> list[An
     found = []
     for s, param in zip(solvers, chosen(solvers), strict=True):
         for c in cases:
-            marks = (pytest.mark.slow,) if s.implicit and c != core else param.marks
+            marks = (pytest.mark.slow,) if s.facts.implicit and c != core else param.marks
             found.append(pytest.param(s, c, id=f"{identify(s)}-{_name(c)}", marks=marks))
     return found
 
@@ -130,9 +129,9 @@ def one_step(solver: Solver, field: Callable[..., Any], t: float, dt: float, y: 
 
 def steps_of(solver: Solver) -> tuple[int, ...]:
     """Numbers of steps over a span of about 2 that lead a method to the slope of its order."""
-    if solver.implicit:
-        return (24, 36, 54) if solver.order >= 4 else (12, 20, 32) if solver.order >= 3 else (24, 40, 64)
-    return steps_of_order(solver.order)
+    if solver.facts.implicit:
+        return (24, 36, 54) if solver.facts.order >= 4 else (12, 20, 32) if solver.facts.order >= 3 else (24, 40, 64)
+    return steps_of_order(solver.facts.order)
 
 
 def steps_of_order(order: float) -> tuple[int, ...]:

@@ -167,7 +167,7 @@ def spans(dice: Dice, rows: tuple[int, ...]) -> tuple[str, tuple[Any, Any]]:
 
 def control(dice: Dice, options: dict[str, Any], solver: Any, t: Any) -> bool:
     """Enter how steps are chosen; returns whether errors are measured."""
-    if solver.error_order is None or solver.known_grid or dice.chance(0.5):
+    if solver.facts.error_order is None or solver.facts.known_grid or dice.chance(0.5):
         start, end = (torch.as_tensor(x, dtype=F64) for x in t)
         kind = dice.choice(["dt", "constant", "grid"])
         if kind == "grid" and bool((start != end).all()):

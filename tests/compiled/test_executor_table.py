@@ -19,7 +19,7 @@ F64 = torch.float64
 EPS = torch.finfo(F64).eps
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "executors.md"
 BEGIN, END = "<!-- table of solvers: begin -->", "<!-- table of solvers: end -->"
-MINE = [s for s in SOLVERS if not s.stochastic and not getattr(s, "semilinear", False)]
+MINE = [s for s in SOLVERS if not s.facts.stochastic and not s.facts.semilinear]
 """Those of ordinary equations; ``test_noisy_solves`` has the others."""
 
 TOLERANCE = 1e-6
@@ -38,7 +38,7 @@ def push(t, q):
 def solved(solver, compile, adaptive=False, grad=False):
     """The values of a solve with a clock for each row, backwards in one, and the gradient of their sum."""
     y = torch.tensor([[1.0, 0.5, -0.2], [0.3, -0.7, 0.9]], dtype=F64, requires_grad=grad)
-    split = getattr(solver, "separable", False)
+    split = solver.facts.separable
     equation = Separable(lambda t, p: p, push) if split else ODE(swirl)
     t1 = torch.tensor([1.0, -0.8], dtype=F64)
     steps = {"controller": PID(rtol=TOLERANCE, atol=TOLERANCE)} if adaptive else {"dt": 0.09}

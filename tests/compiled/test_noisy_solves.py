@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dxdt
+from claims import SOLVERS, identify
 from dxdt import (
     PID,
     SDE,
@@ -26,7 +27,6 @@ from dxdt import (
     StochasticHeun,
     Stratonovich,
 )
-from dxdt.diffeq.methods.solver import Solver
 
 F64 = torch.float64
 MATRIX = torch.tensor([[0.3, -0.1], [0.2, 0.4], [0.0, 0.25]], dtype=F64)
@@ -53,31 +53,24 @@ KINDS = {Diagonal(): vector, Scalar(): vector, Additive(2): fixed, General(2): m
 QUICK = ("Milstein", General), ("ShARK", Additive)
 
 
-def compiling(kind=Solver):
-    for solver in kind.__subclasses__():
-        yield from compiling(solver)
-        if solver.compiles and solver.noisy is not None and not solver.__name__.startswith("_"):
-            yield solver
-
-
 def cases():
-    for solver in sorted(set(compiling()), key=lambda s: s.__name__):
+    for solver in (s for s in SOLVERS if s.facts.stochastic and s.facts.compiles):
         for noise, g in KINDS.items():
-            if solver.stochastic and solver.noisy.admits(noise):
-                quick = (solver.__name__, type(noise)) in QUICK
+            if solver.facts.noise.admits(noise):
+                quick = (identify(solver), type(noise)) in QUICK
                 marks = [] if quick else [pytest.mark.slow]
-                yield pytest.param(solver(), noise, g, id=f"{solver.__name__}-{noise}", marks=marks)
+                yield pytest.param(solver, noise, g, id=f"{identify(solver)}-{noise}", marks=marks)
 
 
 def equation(solver, noise, g):
-    calculus = Ito() if Ito in solver.noisy.calculus else Stratonovich()
+    calculus = Ito() if Ito in solver.facts.noise.calculus else Stratonovich()
     return SDE(drift, g, noise, calculus)
 
 
 def solve(eq, compile, solver, driver=None, grad=False, **options):
     y = torch.tensor([[1.0, 0.5, -0.2], [0.3, -0.7, 0.9]], dtype=F64, requires_grad=grad)
     a = torch.tensor(0.8, dtype=F64, requires_grad=grad)
-    levy = None if solver.noisy is None else solver.noisy.levy
+    levy = None if solver.facts.noise is None else solver.facts.noise.levy
     driver = Increments(3, levy) if driver is None else driver
     options = {"per_sample": True, "dt": 0.2, "save": [0.0, 0.35, 1.0], **options}
     sol = dxdt.solve(eq, y, (0.0, 1.0), args=(a,), solver=solver, driver=driver, compile=compile, **options)

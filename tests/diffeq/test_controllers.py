@@ -271,7 +271,7 @@ def test_jumps(solver, dtype):
         errors.append(abs(float(sol.y1) - exact) if sol.ok else float("inf"))
         steps.append(sol.stats.steps)
     # Rosenbrock coefficients above one hundred multiply rounding.
-    assert errors[0] < (5e-5 if solver.implicit else 2e-5)
+    assert errors[0] < (5e-5 if solver.facts.implicit else 2e-5)
     assert errors[0] < errors[1] / 10 and steps[0] < steps[1]
 
 
@@ -361,9 +361,9 @@ def count(solver, **options):
 def test_evaluations_of_fixed_steps(solver, per_sample):
     """``stages`` a step, and at most one before the first."""
     counts = [count(solver, dt=2 / n, per_sample=per_sample).stats.evaluations for n in (10, 20)]
-    assert counts[1] - counts[0] == 10 * solver.stages
-    if not solver.known_grid:
-        assert counts[0] - 10 * solver.stages in (0, 1)
+    assert counts[1] - counts[0] == 10 * solver.facts.stages
+    if not solver.facts.known_grid:
+        assert counts[0] - 10 * solver.facts.stages in (0, 1)
 
 
 @pytest.mark.parametrize("solver", [s for s in COUNTED if s in PAIRS], ids=identify)
@@ -371,15 +371,15 @@ def test_evaluations_of_adaptive_steps(solver):
     """Rejected steps cost as much as accepted ones; an automatic first step costs up to two."""
     given = count(solver, dt=1.0, controller=PID(1e-6, 1e-6))
     assert given.stats.rejected > 0
-    assert given.stats.evaluations - given.stats.steps * solver.stages in (0, 1)
+    assert given.stats.evaluations - given.stats.steps * solver.facts.stages in (0, 1)
     free = count(solver, controller=PID(1e-6, 1e-6))
-    assert free.stats.evaluations - free.stats.steps * solver.stages == 2
+    assert free.stats.evaluations - free.stats.steps * solver.facts.stages == 2
 
 
-@pytest.mark.parametrize("solver", [s for s in COUNTED if not s.known_grid], ids=identify)
+@pytest.mark.parametrize("solver", [s for s in COUNTED if not s.facts.known_grid], ids=identify)
 def test_evaluations_of_dense_output(solver):
     """Free, but for one evaluation before the first step."""
     for save in (Save(dense=True), [0.3, 0.77, 1.9]):
         sol = count(solver, dt=0.1, save=save)
-        extra = sol.stats.evaluations - 20 * solver.stages
+        extra = sol.stats.evaluations - 20 * solver.facts.stages
         assert extra in (0, 1)

@@ -13,7 +13,7 @@ from memory import Operations, host_syncs
 
 SIZES = (1, 64)
 # What an implicit step costs depends on its iterations.
-PAIRS = [s for s in EXPLICIT if s.error_order is not None and not s.known_grid]
+PAIRS = [s for s in EXPLICIT if s.facts.error_order is not None and not s.facts.known_grid]
 
 
 def network():
@@ -121,7 +121,7 @@ def test_one_read_for_each_attempted_step(solver, way, monkeypatch):
 
 @pytest.mark.parametrize("per_sample", [False, True], ids=["joint", "per-sample"])
 @pytest.mark.parametrize(
-    "solver", [s for s in EXPLICIT if not s.known_grid], ids=identify
+    "solver", [s for s in EXPLICIT if not s.facts.known_grid], ids=identify
 )  # those look back, on the host
 def test_fixed_steps_read_nothing(solver, per_sample, monkeypatch):
     options = dict(solver=solver, per_sample=per_sample)

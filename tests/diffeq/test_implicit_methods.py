@@ -75,9 +75,9 @@ def arrays(solver):
 def test_coefficients_meet_the_order_conditions(solver):
     """Of the solution and of the method it is compared with, by rooted trees, and not one order more."""
     a, b, error = arrays(solver)
-    found = [defect(b, lambda t: a, p) for p in range(1, solver.order + 2)]
+    found = [defect(b, lambda t: a, p) for p in range(1, solver.facts.order + 2)]
     assert max(found[:-1]) < 4e-15 and found[-1] > 1e-5
-    ones, k = np.ones(len(b)), solver.error_order
+    ones, k = np.ones(len(b)), solver.facts.error_order
     if error is not None:
         differ = [max(abs(error @ (weight(t, lambda t: a) * ones)) for t in trees(p)) for p in range(1, k + 1)]
         assert max(differ[:-1]) < 4e-15 and differ[-1] > 1e-5
@@ -98,7 +98,7 @@ def test_additive_coefficients_meet_the_conditions_of_both_terms(solver):
             values = [v * (m @ w) for v in values for w in weights(branch) for m in (a, e)]
         return values
 
-    for order in range(1, solver.order + 1):
+    for order in range(1, solver.facts.order + 1):
         for tree in trees(order):
             for value in weights(tree):
                 assert abs(b @ value - 1 / density(tree)) < 4e-15
@@ -119,8 +119,8 @@ def test_rosenbrock_coefficients_meet_the_order_conditions(solver):
     matrix = lambda tree: beta if len(tree) == 1 else alpha  # noqa: E731
     assert np.abs(alpha.sum(1) - tableau.nodes).max() < 1e-13
     assert np.abs(gamma.sum(1) - tableau.d).max() < 1e-13
-    found = [defect(b, matrix, p) for p in range(1, solver.order + 2)]
-    below = [defect(lower, matrix, p) for p in range(1, solver.error_order + 1)]
+    found = [defect(b, matrix, p) for p in range(1, solver.facts.order + 2)]
+    below = [defect(lower, matrix, p) for p in range(1, solver.facts.error_order + 1)]
     assert max(found[:-1]) < 1e-13 and found[-1] > 1e-5
     assert max(below[:-1]) < 1e-13 and below[-1] > 1e-5
 
@@ -168,7 +168,7 @@ def robertson(t, y):
 ROBERTSON = torch.tensor([1.786592114209946e-02, 7.274751468436598e-08, 9.821340061103954e-01], dtype=D)
 
 
-@pytest.mark.parametrize("solver", chosen([s for s in IMPLICIT if s.error_order is not None and s.order >= 3]))
+@pytest.mark.parametrize("solver", chosen([s for s in IMPLICIT if s.facts.error_order is not None and s.facts.order >= 3]))
 def test_robertson(solver):
     y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)
     sol = dxdt.solve(dxdt.ODE(robertson), y0, (0.0, 1e5), solver=solver, controller=PID(1e-5, 1e-10))
@@ -232,7 +232,7 @@ def test_orders_on_sums(solver):
     for n in counts:
         sol = dxdt.solve(SplitODE(half, rest), GENERIC.y0, (0.0, 2.0), dt=2 / n, solver=solver)
         errors.append(float((sol.y1 - GENERIC.end).abs().max()))
-    assert slope(1 / np.array(counts), errors) >= solver.order - 0.25
+    assert slope(1 / np.array(counts), errors) >= solver.facts.order - 0.25
 
 
 @pytest.mark.parametrize("solver", ADDITIVE[:1], ids=identify)

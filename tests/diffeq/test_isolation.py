@@ -102,7 +102,7 @@ def run(batch: Batch, rule, fixed: bool, solver=None):
     """Row ROW's values, counts, and gradients of a loss on it for its y0 and the parameters."""
     torch.manual_seed(1)
     net = Shared().double()
-    low = solver is not None and solver.order < 3
+    low = solver is not None and solver.facts.order < 3
     controller = None if fixed else dxdt.PID(1e-2, 1e-3) if low else dxdt.PID()
     y0 = batch.y.clone().requires_grad_()
     rows = {k: getattr(batch, k) for k in ("blow", "edge", "fast")}

@@ -2,6 +2,7 @@
 
 from functools import cache
 from math import prod
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import dxdt
 from claims import SOLVERS, identify, one_step, slope
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.tree import Layout
 from memory import LiveBytes
@@ -129,7 +131,7 @@ class Ralston3(dxdt.RungeKutta):
 def test_a_users_tableau_is_a_solver():
     counts = (16, 32, 64, 128)
     assert 2.8 <= slope(1 / np.array(counts), errors(Ralston3(), GENERIC, counts)) <= 3.5
-    assert (Ralston3.order, Ralston3.stages, Ralston3.error_order) == (3, 3, None)
+    assert (Ralston3.facts.order, Ralston3.facts.stages, Ralston3.facts.error_order) == (3, 3, None)
     adaptive = dxdt.HalfStep(Ralston3())
     sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), solver=adaptive)
     assert float((sol.y1 - GENERIC.end).abs().max()) < 1e-2
@@ -178,7 +180,7 @@ def uneven(n):
 def test_adams_methods_start_without_losing_their_order(solver):
     counts = (80, 120, 160, 240)
     sizes = 1 / np.array(counts)
-    k = solver.order
+    k = solver.facts.order
     assert k - 0.2 <= slope(sizes, errors(solver, GENERIC, counts)) <= k + 0.5
     assert slope(sizes, errors(solver, GENERIC.reversed(), counts)) >= k - 0.2
 
@@ -187,12 +189,12 @@ def test_adams_methods_start_without_losing_their_order(solver):
 def test_adams_methods_keep_their_order_on_uneven_grids(solver):
     counts = (80, 120, 160, 240)
     measured = slope(1 / np.array(counts), errors(solver, GENERIC, counts, grid=uneven))
-    assert solver.order - 0.2 <= measured <= solver.order + 0.5
+    assert solver.facts.order - 0.2 <= measured <= solver.facts.order + 0.5
 
 
 @pytest.mark.parametrize("solver", ADAMS, ids=repr)
 def test_adams_methods_integrate_polynomials_exactly(solver):
-    k = min(solver.order, 5)  # as far as the starter does
+    k = min(solver.facts.order, 5)  # as far as the starter does
     sol = dxdt.solve(
         dxdt.ODE(lambda t, y: k * t ** (k - 1) + 0 * y),
         torch.zeros(1, dtype=F64),
@@ -222,7 +224,7 @@ def test_adams_evaluations():
         sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), dt=0.02, solver=solver)
         start = solver.memory - 1
         assert sol.stats.evaluations == 1 + 6 * start + per_step * (100 - start)
-        assert solver.stages == per_step
+        assert solver.facts.stages == per_step
 
 
 def test_adams_gradients_with_respect_to_everything():
@@ -274,3 +276,32 @@ def test_adams_refuses_what_it_cannot_do():
         )
     with pytest.raises(ValueError, match="known steps"):
         dxdt.HalfStep(dxdt.AdamsBashforth(2))
+
+
+def test_facts_stated_as_before_still_count():
+    with pytest.warns(
+        DeprecationWarning, match="Former states order, dense_order, stages on the class"
+    ):
+
+        class Former(dxdt.diffeq.Solver):
+            order: ClassVar[float] = 1
+            dense_order = 1
+            stages = 1
+
+            def init(self, eq, t, y, dense):
+                return ()
+
+            def step(self, eq, t, dt, y, state, index):
+                return dxdt.Euler().step(eq, t, dt, y, state, index)
+
+            def dense(self, step, dt, y):
+                return (step.y - y).unsqueeze(0)
+
+    assert Former().facts == Facts(order=1, stages=1)
+    y = torch.ones(2, dtype=torch.float64)
+    sol = dxdt.solve(dxdt.ODE(lambda t, y: -y), y, (0.0, 1.0), dt=0.1, solver=Former())
+    assert torch.allclose(sol.y1, 0.9**10 * y)
+    with pytest.warns(DeprecationWarning, match=r"Tsit5\(\).order is facts.order now"):
+        assert dxdt.Tsit5().order == 5
+    with pytest.raises(AttributeError, match="Tsit5 has no attribute 'ordr'"):
+        _ = dxdt.Tsit5().ordr

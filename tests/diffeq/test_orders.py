@@ -42,30 +42,30 @@ def measured(solver, problem: Problem) -> float:
         if errors[-1] < 5e-14:
             break
     value = slope(1 / np.array(counts), errors)
-    print(f"{identify(solver):12} {problem!r:18} claims {solver.order} measures {value:.2f}")
+    print(f"{identify(solver):12} {problem!r:18} claims {solver.facts.order} measures {value:.2f}")
     return value
 
 
 EACH = [(s, p) for s in ORDINARY for p in (LINEAR, LOGISTIC, SWELL)]
-EACH = [pytest.param(s, p, marks=[pytest.mark.slow] if s.implicit else []) for s, p in EACH]
+EACH = [pytest.param(s, p, marks=[pytest.mark.slow] if s.facts.implicit else []) for s, p in EACH]
 
 
 @pytest.mark.parametrize(("solver", "problem"), EACH, ids=identify)
 def test_order_is_at_least_the_claim(solver, problem):
-    assert measured(solver, problem) >= solver.order - tolerance_below(solver.order)
+    assert measured(solver, problem) >= solver.facts.order - tolerance_below(solver.facts.order)
 
 
 @pytest.mark.parametrize("solver", ORDINARY, ids=identify)
 def test_order_is_the_claim_on_a_generic_problem(solver):
-    value = measured(solver, LONG if solver.order >= 7 else GENERIC)
-    assert value >= solver.order - tolerance_below(solver.order)
-    assert value <= solver.order + tolerance_above(solver.order)
+    value = measured(solver, LONG if solver.facts.order >= 7 else GENERIC)
+    assert value >= solver.facts.order - tolerance_below(solver.facts.order)
+    assert value <= solver.facts.order + tolerance_above(solver.facts.order)
 
 
 @pytest.mark.parametrize(("solver", "problem"), crossed(ORDINARY, [GENERIC, COMPLEX], COMPLEX))
 def test_order_backwards_in_time(solver, problem):
     value = measured(solver, problem.reversed())
-    assert value >= solver.order - tolerance_below(solver.order)
+    assert value >= solver.facts.order - tolerance_below(solver.facts.order)
 
 
 def path_errors(solver, dt: float, t: float) -> tuple[float, float]:
@@ -81,14 +81,14 @@ def path_errors(solver, dt: float, t: float) -> tuple[float, float]:
     return float((values - exact).abs().max()), float((slopes - wanted).abs().max())
 
 
-@pytest.mark.parametrize("solver", chosen([s for s in ORDINARY if not s.known_grid]))
+@pytest.mark.parametrize("solver", chosen([s for s in ORDINARY if not s.facts.known_grid]))
 def test_dense_output_inside_a_step(solver):
     sizes = 0.2 * 2.0 ** -np.arange(1, 5)
     # The mean over several starts, because the leading error may vanish at one.
     starts = np.linspace(0.1, 1.5, 6)
     errors = np.array([[path_errors(solver, h, t) for t in starts] for h in sizes]).mean(1)
     value, derivative = (slope(sizes, e, 1e-13) for e in errors.T)
-    q = solver.dense_order
+    q = solver.facts.dense_order
     print(f"{identify(solver):12} dense_order {q}: path {value:.2f} derivative {derivative:.2f}")
     assert q + 1 - 0.2 <= value <= q + 1 + 0.5
     assert derivative >= q - 0.2
@@ -97,8 +97,8 @@ def test_dense_output_inside_a_step(solver):
 @pytest.mark.parametrize("solver", chosen(ORDINARY))
 def test_dense_output_over_a_span(solver):
     """Path and derivative, at the same places of every step."""
-    counts = steps_of_order(min(solver.order, solver.dense_order + 1))
-    counts = counts[2:7] if solver.dense_order >= 5 else counts[-5:] if not solver.implicit else counts[:3]
+    counts = steps_of_order(min(solver.facts.order, solver.facts.dense_order + 1))
+    counts = counts[2:7] if solver.facts.dense_order >= 5 else counts[-5:] if not solver.facts.implicit else counts[:3]
     errors = []
     for n in counts:
         times = ((torch.arange(n)[:, None] + INSIDE) * (2 / n)).flatten()
@@ -122,8 +122,8 @@ def test_dense_output_over_a_span(solver):
         )
     value, derivative = (slope(1 / np.array(counts), e) for e in np.array(errors).T)
     print(f"{identify(solver):12} over a span: path {value:.2f} derivative {derivative:.2f}")
-    assert value >= min(solver.order, solver.dense_order + 1) - 0.2
-    assert derivative >= min(solver.order, solver.dense_order) - 0.2
+    assert value >= min(solver.facts.order, solver.facts.dense_order + 1) - 0.2
+    assert derivative >= min(solver.facts.order, solver.facts.dense_order) - 0.2
 
 
 @pytest.mark.parametrize("solver", PAIRS, ids=identify)
@@ -136,8 +136,8 @@ def test_error_estimate_scales(solver):
         steps = [one_step(solver, GENERIC.field, t, h, GENERIC.at(t))[0] for t in starts]
         errors.append(np.mean([float(s.error.abs().max()) for s in steps]))
     value = slope(sizes, errors, 1e-15)
-    print(f"{identify(solver):12} error_order {solver.error_order}: measures {value:.2f}")
-    assert solver.error_order - 0.3 <= value <= solver.error_order + 0.5
+    print(f"{identify(solver):12} error_order {solver.facts.error_order}: measures {value:.2f}")
+    assert solver.facts.error_order - 0.3 <= value <= solver.facts.error_order + 0.5
 
 
 ENDS = [(p, back) for p in PROBLEMS for back in (False, True)]
@@ -148,7 +148,7 @@ def test_adaptive_solves_meet_their_tolerance(solver, case):
     """Local error per step is controlled, so the global one may be a small multiple of it."""
     problem, back = case
     problem = problem.reversed() if back else problem
-    tol = 1e-8 if solver.order >= 4 else 1e-6 if solver.order >= 3 else 1e-4
+    tol = 1e-8 if solver.facts.order >= 4 else 1e-6 if solver.facts.order >= 3 else 1e-4
     sol = dxdt.solve(
         dxdt.ODE(problem.field),
         problem.y0,
@@ -164,7 +164,7 @@ def test_adaptive_solves_meet_their_tolerance(solver, case):
 
 @pytest.mark.parametrize("solver", chosen(PAIRS))
 def test_a_tighter_tolerance_gives_a_smaller_error(solver):
-    tols = [1e-4, 1e-6, 1e-8] if solver.order >= 4 else [1e-3, 1e-4, 1e-5]
+    tols = [1e-4, 1e-6, 1e-8] if solver.facts.order >= 4 else [1e-3, 1e-4, 1e-5]
     errors = [
         float(
             (

@@ -307,8 +307,8 @@ def table_of_solvers() -> str:
     """The facts of the solvers, as the guide shows them."""
     head = "| solver | calculus | strong | weak | needs | noise | evaluations of f | error estimate |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
-    for solver in (s for s in SOLVERS if s.noisy is not None and not s.semilinear):
-        n = solver.noisy
+    for solver in (s for s in SOLVERS if s.facts.noise is not None and not s.facts.semilinear):
+        n = solver.facts.noise
         assert n is not None
         calculus = " or ".join(kind.__name__ for kind in n.calculus)
         kinds = dxdt.General(1), dxdt.Diagonal(), dxdt.Additive()
@@ -319,7 +319,7 @@ def table_of_solvers() -> str:
         estimate = "yes" if n.error else "no"
         quiet = f"{n.weak_additive:g}" if n.admits(dxdt.Additive()) else "-"
         weak = f"{n.weak:g} / {quiet}" if loud else f"- / {quiet}"
-        row = (f"`{identify(solver)}`", calculus, strong, weak, needs, kinds, str(solver.stages), estimate)
+        row = (f"`{identify(solver)}`", calculus, strong, weak, needs, kinds, str(solver.facts.stages), estimate)
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from dxdt.ops.tree import Layout
 from dxdt.paths import Increment
 from oracles import LINEAR
 
-STOCHASTIC = tuple(s for s in SOLVERS if s.noisy is not None and not s.semilinear) + (dxdt.Milstein(True),)
+STOCHASTIC = tuple(s for s in SOLVERS if s.facts.noise is not None and not s.facts.semilinear) + (dxdt.Milstein(True),)
 CALCULI = (dxdt.Ito(), dxdt.Stratonovich())
 PATHS, FINEST = 1000, 512
 
@@ -133,7 +133,7 @@ def reference(kind: type, calculus: Any) -> Tensor:
 def claimed() -> list[Any]:
     found = []
     for solver in STOCHASTIC:
-        claims = solver.noisy
+        claims = solver.facts.noise
         assert claims is not None
         for kind, (noise, *_) in CASES.items():
             for calculus in CALCULI:
@@ -161,7 +161,7 @@ def strong_slope(solver: Solver, kind: type, calculus: Any) -> tuple[float, floa
 
 @pytest.mark.parametrize(("solver", "kind", "calculus"), claimed())
 def test_strong_order(solver: Solver, kind: type, calculus: Any):
-    claims = solver.noisy
+    claims = solver.facts.noise
     assert claims is not None
     measured, spread = strong_slope(solver, kind, calculus)
     order = claims.strong(CASES[kind][0])
@@ -172,7 +172,7 @@ def test_strong_order(solver: Solver, kind: type, calculus: Any):
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=identify)
 def test_order_without_noise(solver: Solver):
-    claims = solver.noisy
+    claims = solver.facts.noise
     assert claims is not None
     noise = next(k() for k in (dxdt.Diagonal, dxdt.Additive) if claims.admits(k()))
     equation = dxdt.SDE(LINEAR.field, lambda t, y: 0 * y, noise, claims.calculus[0]())
@@ -182,7 +182,7 @@ def test_order_without_noise(solver: Solver):
     for n in counts:
         sol = dxdt.solve(equation, LINEAR.y0, (0.0, 2.0), dt=2 / n, **given)
         errors.append(float((sol.ys[-1] - LINEAR.end).norm()))
-    assert abs(slope(1 / counts, errors) - solver.order) < 0.2
+    assert abs(slope(1 / counts, errors) - solver.facts.order) < 0.2
 
 
 # Weak orders: with f and g affine in one number, a step maps x = y, or x = (y, z) for a method
@@ -248,7 +248,7 @@ def exact_moments(additive: bool, calculus: Any) -> np.ndarray:
 @pytest.mark.parametrize("additive", [False, True], ids=["affine", "additive"])
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=identify)
 def test_weak_order(solver: Solver, additive: bool):
-    claims = solver.noisy
+    claims = solver.facts.noise
     assert claims is not None
     for calculus in CALCULI:
         equation = affine(additive, calculus)

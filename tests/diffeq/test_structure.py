@@ -14,7 +14,7 @@ from dxdt.paths import Brownian
 from oracles import GENERIC
 
 F64 = torch.float64
-SYMPLECTIC = [s for s in SOLVERS if getattr(s, "separable", False)]
+SYMPLECTIC = [s for s in SOLVERS if s.facts.separable]
 REVERSIBLE = [
     dxdt.AsynchronousLeapfrog(),
     dxdt.ReversibleHeun(),
@@ -54,10 +54,10 @@ def test_symplectic_order_also_where_the_system_depends_on_time(solver):
         there = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=2 / n, solver=solver)
         errors.append(float((flat(there.y1) - exact).abs().max()))
     measured = slope(1 / np.array(counts), errors)
-    assert solver.order - 0.2 <= measured <= solver.order + 0.5
+    assert solver.facts.order - 0.2 <= measured <= solver.facts.order + 0.5
 
 
-@pytest.mark.parametrize("solver", [s for s in SYMPLECTIC if s.order > 1], ids=identify)
+@pytest.mark.parametrize("solver", [s for s in SYMPLECTIC if s.facts.order > 1], ids=identify)
 def test_symmetric_methods_return(solver):
     there = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver)
     back = dxdt.solve(FORCED, there.y1, (2.0, 0.0), dt=0.1, solver=solver)
@@ -96,7 +96,7 @@ def test_energy_drifts_where_a_method_is_not_symplectic():
 def test_symplectic_evaluations_and_dense_output(solver):
     plain = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver)
     path = dxdt.solve(FORCED, Y0, (0.0, 2.0), dt=0.1, solver=solver, save=dxdt.Save(dense=True)).path
-    assert plain.stats.evaluations in (20 * solver.stages, 20 * solver.stages + 1)
+    assert plain.stats.evaluations in (20 * solver.facts.stages, 20 * solver.facts.stages + 1)
     assert torch.equal(flat(path(2.0)), flat(plain.y1))
     slopes = flat(FORCED.drift(torch.tensor(2.0, dtype=F64), plain.y1))
     assert torch.allclose(flat(path.derivative(2.0)), slopes, rtol=0, atol=1e-12)
@@ -195,8 +195,8 @@ def test_mccallum_foster_keeps_the_order(base, coupling):
     for n in (40, 80, 160):
         sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), dt=2 / n, solver=solver)
         errors.append(float((sol.y1 - GENERIC.end).abs().max()))
-        assert sol.stats.evaluations == solver.stages * n
-    assert log2(errors[1] / errors[2]) >= base.order - 0.2
+        assert sol.stats.evaluations == solver.facts.stages * n
+    assert log2(errors[1] / errors[2]) >= base.facts.order - 0.2
     adaptive = dxdt.McCallumFoster(dxdt.Bosh3())
     sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), solver=adaptive)
     assert float((sol.y1 - GENERIC.end).abs().max()) < 1e-3
@@ -239,7 +239,7 @@ def test_half_steps_claim_what_they_measure(solver):
         h = 2 / n
         sol = dxdt.solve(dxdt.ODE(GENERIC.field), GENERIC.y0, (0, 2), dt=h, solver=solver)
         errors.append(float((sol.y1 - GENERIC.end).abs().max()))
-        assert sol.stats.evaluations in (solver.stages * n, solver.stages * n + 1)
+        assert sol.stats.evaluations in (solver.facts.stages * n, solver.facts.stages * n + 1)
         path, estimate = 0.0, 0.0
         for t in np.linspace(0.1, 1.5, 6):
             y = GENERIC.at(t)
@@ -251,9 +251,9 @@ def test_half_steps_claim_what_they_measure(solver):
         paths.append(path)
         estimates.append(estimate)
     for values, claim in (
-        (errors, solver.order),
-        (paths, solver.dense_order + 1),
-        (estimates, solver.error_order),
+        (errors, solver.facts.order),
+        (paths, solver.facts.dense_order + 1),
+        (estimates, solver.facts.error_order),
     ):
         assert claim - 0.2 <= slope(1 / np.array(counts), values) <= claim + 0.5
 
@@ -262,7 +262,7 @@ def test_half_steps_claim_what_they_measure(solver):
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_half_steps_choose_their_steps(solver, per_sample):
     y0 = GENERIC.y0.expand(2, 3) if per_sample else GENERIC.y0
-    tol = 1e-4 if solver.solver.order == 1 else 1e-7
+    tol = 1e-4 if solver.solver.facts.order == 1 else 1e-7
     sol = dxdt.solve(
         dxdt.ODE(GENERIC.field),
         y0,
@@ -284,7 +284,7 @@ def test_half_steps_adapt_symplectic_and_stochastic_methods():
         with pytest.raises(ValueError, match="extrapolate"):
             dxdt.HalfStep(inner, extrapolate=True)
     noisy = dxdt.HalfStep(dxdt.EulerMaruyama())
-    assert noisy.stochastic and noisy.error_order == 1
+    assert noisy.facts.stochastic and noisy.facts.error_order == 1
 
 
 # Gradients.
@@ -296,7 +296,7 @@ def test_half_steps_adapt_symplectic_and_stochastic_methods():
     ids=repr,
 )
 def test_direct_and_checkpointed_gradients_agree(solver):
-    if getattr(solver, "separable", False):
+    if solver.facts.separable:
         equation = dxdt.Separable(lambda t, p, a: a * p + 0.1 * t, lambda t, q, a: -torch.sin(a * q) * (1 + t))
         y0, spread = flat(Y0), lambda y: (y[:2], y[2:])
     else:
@@ -325,7 +325,7 @@ def test_direct_and_checkpointed_gradients_agree(solver):
 @pytest.mark.parametrize("dense", [False, True])
 def test_clocks_on_the_host_and_beside_the_data_agree(solver, dense):
     """Also where a row does not move."""
-    if getattr(solver, "separable", False):
+    if solver.facts.separable:
         equation, tree = FORCED, tuple(x.expand(3, 2) + 0.1 * torch.arange(3)[:, None] for x in Y0)
     else:
         equation, tree = dxdt.ODE(GENERIC.field), GENERIC.y0.expand(3, 3)
@@ -341,7 +341,7 @@ def test_clocks_on_the_host_and_beside_the_data_agree(solver, dense):
             begin, step = y, solver.step(eq, t, dt, y, state, clock([i, i, i]))
             t, y, state = t + dt, step.y, step.state
         ends.append(solver.dense(step, dt, begin) if dense else y)
-        assert not dense or len(ends[-1]) == solver.degree
+        assert not dense or len(ends[-1]) == solver.facts.degree
     assert torch.allclose(*ends, rtol=0, atol=1e-14)
     still = layout.pack(tree)[2] if not dense else torch.zeros_like(ends[0][:, 2])
     assert torch.allclose(ends[0][..., 2, :], still, rtol=0, atol=1e-15)

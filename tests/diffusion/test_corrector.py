@@ -206,7 +206,7 @@ def test_evaluations_are_counted_truly_which_they_are_not_in_score_sde(solver, t
         return tame(x, clock)
 
     found = integrate(Denoiser(net, SubVP()), torch.randn(4, 3), steps=10, tau=tau, solver=solver)
-    assert found.stats.evaluations == len(seen) == 10 * calls == 10 * solver.stages
+    assert found.stats.evaluations == len(seen) == 10 * calls == 10 * solver.facts.stages
 
 
 @each

@@ -98,13 +98,13 @@ def gaussian_error(process: Process, solver: Exponential, steps: int) -> float:
 def test_orders_on_a_gaussian_for_every_process(process: Process):
     for solver in (Exponential(1), Exponential(2, N), Exponential(3)):
         errors = [gaussian_error(process, solver, steps) for steps in (40, 80)]
-        assert slopes(errors)[-1] > solver.order - 0.2, (solver, errors)
+        assert slopes(errors)[-1] > solver.facts.order - 0.2, (solver, errors)
 
 
 @pytest.mark.parametrize("solver", MULTISTEP + SINGLE + CORRECTED + DEIS + OTHERS, ids=str)
 def test_orders_of_the_family_on_a_gaussian(solver: Exponential):
     errors = [gaussian_error(VP(), solver, steps) for steps in (40, 160)]
-    assert slopes(errors)[-1] / 2 > solver.order - 0.3, errors
+    assert slopes(errors)[-1] / 2 > solver.facts.order - 0.3, errors
 
 
 W = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_orders_on_a_mixture(process: Process):
         for steps in (80, 320):
             y = dxdt.solve(equation, first, LogSNR()(process, steps, high, low), solver=solver).y1
             errors.append((y - last).abs().mean().item())
-        assert slopes(errors)[-1] / 2 > solver.order - 0.35, (solver, errors)
+        assert slopes(errors)[-1] / 2 > solver.facts.order - 0.35, (solver, errors)
 
 
 def test_a_rising_start_costs_the_order_that_it_costs_elsewhere():
@@ -308,7 +308,7 @@ def test_infinite_signal_to_noise_at_either_end(solver: Exponential, tau: float)
     y = dxdt.solve(reverse(oracle, tau), x, times, solver=solver, driver=dxdt.Brownian(2)).y1
     assert torch.isfinite(y).all()
     if tau == 0:
-        assert (y - (M + S * x)).abs().max() < (0.5 if solver.order == 1 else 0.15)
+        assert (y - (M + S * x)).abs().max() < (0.5 if solver.facts.order == 1 else 0.15)
     else:
         assert (y.mean(0) - M).abs().max() < 0.2 and (y.std(0) / S - 1).abs().max() < 0.2
     one = dxdt.solve(reverse(oracle, tau), x, (1.0, 0.0), dt=1.0, solver=solver, driver=dxdt.Brownian(2)).y1
@@ -442,7 +442,7 @@ def test_evaluations_are_counted(solver: Exponential, extra: int):
     equation = reverse(gaussian_oracle(VP(), M, S))
     x = torch.randn(2, 3, dtype=torch.float64)
     for start, more in ((dxdt.Preserving(), extra), (dxdt.Rising(), 0)):
-        method = Exponential(solver.order, start=start)
+        method = Exponential(solver.facts.order, start=start)
         assert dxdt.solve(equation, x, Time()(VP(), 20), solver=method).stats.evaluations == 20 + more
 
 

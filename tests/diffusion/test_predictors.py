@@ -340,7 +340,7 @@ def test_each_sample_may_have_times_of_its_own():
     x = torch.randn(3, 3, dtype=DOUBLE)
     starts = torch.tensor([1.0, 0.5, 0.8]).double()
     for solver in (Ancestral(), ReverseDiffusion(), Churn(Heun(), 0.2)):
-        tau = 0.0 if solver.stochastic else 1.0
+        tau = 0.0 if solver.facts.stochastic else 1.0
         equation = ReverseSDE(oracle, tau)
         span = {"dt": 0.05, "solver": solver, "driver": Increments(1), "per_sample": True}
         found = dxdt.solve(equation, x, (starts, 0.1), **span).y1

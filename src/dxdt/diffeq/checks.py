@@ -20,13 +20,13 @@ def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Con
     """
     name = type(solver).__name__
     if not hasattr(equation, "diffusion"):
-        if solver.stochastic:
+        if solver.facts.stochastic:
             raise ValueError(
                 f"{name} solves stochastic equations: use dxdt.Tsit5() for an ODE, "
                 f"or give the equation its noise as dxdt.SDE(f, g)"
             )
         return controller
-    claims = solver.noisy
+    claims = solver.facts.noise
     if claims is None:
         raise ValueError(
             f"{name} solves equations without noise: use dxdt.EulerMaruyama() for an Ito SDE, "

@@ -136,7 +136,7 @@ def solve(
     needs_dense = recorder.dense or recorder.times is not None or watch is not None
     scale = controller.scale(layout)
     times = None
-    if solver.foresees and watch is None and not controller.jumps:
+    if solver.facts.prepares and watch is None and not controller.jumps:
         times = controller.ends(span, dt_row)
     rows.outlook = Outlook(times, needs_dense, scale is not None, scale)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
@@ -208,18 +208,18 @@ def _controller(
             controller = Grid(interval.grid)
         elif size is not None:
             controller = Constant()
-        elif solver.error_order is None:
+        elif solver.facts.error_order is None:
             raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: give dt")
         else:
             controller = PID()
     _expect(controller, Controller, "controller", "dxdt.PID()")
     controller.check(interval.t0, interval.t1, size)
-    if controller.adaptive and solver.error_order is None:
+    if controller.adaptive and solver.facts.error_order is None:
         raise ValueError(
             f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
             f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
         )
-    if solver.known_grid and controller.adaptive:
+    if solver.facts.known_grid and controller.adaptive:
         raise ValueError(f"{name} needs known steps: give dt or a grid of times instead of {type(controller).__name__}")
     return controller, size
 

@@ -49,13 +49,15 @@ class Adams(Multistep):
     rtol: float = 1e-3
     atol: float = 1e-4
 
-    order: ClassVar[float] = 4
     starter: ClassVar[Solver] = ThreeEighths()
 
     def __post_init__(self) -> None:
         assert self.max_order <= 12, "max_order must be at most 12"
         if self.max_order < 4:
             warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
+        # Where the corrector makes all its iterations.
+        corrected = 1 + self.max_iters * self.implicit
+        self.claim_steps(4, corrected if self.memory >= _FIRST else self.starter.facts.stages)
 
     @property
     def memory(self) -> int:
@@ -64,11 +66,6 @@ class Adams(Multistep):
     @property
     def needs(self) -> int:
         return _FIRST if self.memory >= _FIRST else 1
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations in one step, where the corrector makes all its iterations."""
-        return 1 + self.max_iters * self.implicit if self.memory >= _FIRST else self.starter.stages
 
     def follow(self, eq: Rows, t: Any, dt: Any, y: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """State and slope at the end of a step of the method, or of the starter where so little is remembered."""

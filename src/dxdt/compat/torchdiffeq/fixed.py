@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,11 +19,8 @@ class _Around(Solver):
 
     def __init__(self, inner: Solver) -> None:
         self.inner = inner
-        self.order = inner.order  # pyright: ignore[reportAttributeAccessIssue]
-        self.dense_order = inner.dense_order  # pyright: ignore[reportAttributeAccessIssue]
-        self.stages = inner.stages  # pyright: ignore[reportAttributeAccessIssue]
-        self.error_order = inner.error_order  # pyright: ignore[reportAttributeAccessIssue]
-        self.known_grid = inner.known_grid  # pyright: ignore[reportAttributeAccessIssue]
+        # Neither what the inner solver keeps between steps nor its compiled form is promised of what is around it.
+        self.facts = replace(inner.facts, compiles=False, stateful=False, noise=None, degree=1)
 
     def init(self, eq: Any, t: Any, y: Tensor, dense: bool) -> State:
         return self.inner.init(eq, t, y, dense)
@@ -39,8 +37,7 @@ class Chord(_Around):
 
     def __init__(self, inner: Solver) -> None:
         super().__init__(inner)
-        self.compiles = inner.compiles  # pyright: ignore[reportAttributeAccessIssue]
-        self.remembers = inner.remembers  # pyright: ignore[reportAttributeAccessIssue]
+        self.facts = replace(self.facts, compiles=inner.facts.compiles, stateful=inner.facts.stateful)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Chord) and self.inner == other.inner

@@ -70,7 +70,7 @@ class _Back:
     def __post_init__(self) -> None:
         plan, inputs, equation = self.plan, self.inputs, self.plan.equation
         solver, controller, seminorm, _ = self.way
-        if not solver.compiles:
+        if not solver.facts.compiles:
             raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
         if equation.noise is not None:
             raise CannotCompile("Backsolve along a random path has no compiled form yet; Checkpointed() has")

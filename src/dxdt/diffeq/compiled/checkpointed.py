@@ -48,7 +48,7 @@ def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, r
     """
     with undone(plan, recorder):
         compilable(plan)
-        if plan.solver.remembers and plan.watch is not None:
+        if plan.solver.facts.stateful and plan.watch is not None:
             raise CannotCompile(f"gradients of events through {type(plan.solver).__name__} have no compiled form yet")
         check_field(plan, inputs.y)
         # What events depend on is differentiated in the graph around the programs.
@@ -126,7 +126,7 @@ class _Task:
     def solve(self) -> Carry:
         """Solve, without a gradient; the final carry."""
         plan, y = self.plan, self.inputs.y.detach()
-        self.program, _, _ = prepare(plan, y, self.dt, True, plan.solver.remembers)
+        self.program, _, _ = prepare(plan, y, self.dt, True, plan.solver.facts.stateful)
         if plan.equation.args:
             # Detached, so that what the program reads tells an argument from the same tensor held by the field.
             plan = replace(plan, equation=replace(plan.equation, args=detached(plan.equation.args)))

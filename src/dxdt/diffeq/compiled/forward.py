@@ -45,7 +45,7 @@ def compilable(plan: Plan) -> None:
     stack = torch._C._functorch.peek_interpreter_stack()  # pyright: ignore[reportAttributeAccessIssue]
     if stack is not None or forward_ad._current_level >= 0:
         raise CannotCompile("transforms of torch.func and forward derivatives have no compiled form")
-    if plan.watch is not None and plan.watch.goes_on and plan.solver.remembers:
+    if plan.watch is not None and plan.watch.goes_on and plan.solver.facts.stateful:
         raise CannotCompile(f"events with a reset have no compiled form with {type(plan.solver).__name__} yet")
     device = plan.equation.layout.device
     if device.type != "cpu" and not replays(device):
@@ -204,7 +204,7 @@ class Forward:
         records = self.keep or self.recorder.wants or plan.watch is not None or plan.controller.jumps
         if plan.watch is not None:
             self.lookout = Lookout.at(plan, y)
-        states = self.keep and plan.solver.remembers and self.lighter is None
+        states = self.keep and plan.solver.facts.stateful and self.lighter is None
         for chunk in chunks(plan, f, plan.equation.args, y, dt, records, states):
             met = None
             if self.lookout is not None and chunk.used:

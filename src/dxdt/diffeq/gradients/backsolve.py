@@ -93,7 +93,7 @@ class Backsolve(Gradient):
             raise ValueError(f"Backsolve does not differentiate through events: {remedy}")
         if recorder.dense:
             raise ValueError(f"Backsolve does not differentiate dense output: save at times, or {remedy}")
-        if plan.solver.semilinear and self.solver is None:
+        if plan.solver.facts.semilinear and self.solver is None:
             raise ValueError(
                 f"Backsolve solves an adjoint that {type(plan.solver).__name__} does not know: "
                 f"give Backsolve(solver=dxdt.Tsit5()), or {remedy}"

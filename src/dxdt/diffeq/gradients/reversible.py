@@ -163,7 +163,7 @@ def _donated(attempt: Attempt, now: Begun) -> Begun:
 def missed(reached: Tensor, plan: Plan, y0: Tensor) -> None:
     """Warn where the walk did not end at y0."""
     y0 = y0.detach()
-    nearly = hasattr(plan.solver, "symmetric_order")
+    nearly = plan.solver.facts.symmetric_order is not None
     size = 1e-3 if nearly else torch.finfo(y0.dtype).eps ** 0.5
     miss = float((reached - y0).abs().max() / y0.abs().max().clamp_min(1.0))
     if not miss <= size:

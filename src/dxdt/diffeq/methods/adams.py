@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dxdt.diffeq.methods.explicit import Tsit5
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.lagrange import Around, combined, weights
 from dxdt.diffeq.methods.solver import Phase, Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
@@ -36,9 +37,6 @@ _STARTER = Tsit5()
 class Multistep(Solver):
     """What the Adams methods have in common."""
 
-    known_grid: ClassVar[bool] = True
-    degree: ClassVar[int] = 3
-    compiles: ClassVar[bool] = True
     starter: ClassVar[Solver] = _STARTER
 
     @property
@@ -51,10 +49,11 @@ class Multistep(Solver):
         """Slopes that a step needs; while there are fewer the starter takes it."""
         return self.memory
 
-    @property
-    def remembers(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether there are slopes of earlier steps."""
-        return self.memory > 1
+    def claim_steps(self, order: int, stages: int) -> None:
+        """State the facts: the cubic through both ends and their slopes, and slopes of earlier steps."""
+        self.claim(
+            Facts(order, stages, min(3, order), degree=3, known_grid=True, compiles=True, stateful=self.memory > 1)
+        )
 
     @abstractmethod
     def advance(
@@ -63,12 +62,7 @@ class Multistep(Solver):
         """State at the end of a step, and the slope there."""
 
     @property
-    def dense_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the cubic through both ends and their slopes."""
-        return min(3, self.order)
-
-    @property
-    def phases(self) -> tuple[Phase, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def phases(self) -> tuple[Phase, ...]:
         """The starter's steps, then the method's, for rows that begin together."""
         if self.needs == 1:
             return ()
@@ -87,7 +81,7 @@ class Multistep(Solver):
 
     def cost(self, state: State) -> int:
         """Evaluations of a step that takes both ways and chooses."""
-        return self.stages + (self.starter.stages if self.needs > 1 else 0)
+        return self.facts.stages + (self.starter.facts.stages if self.needs > 1 else 0)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         """By the starter in rows with a short history, by the method in the others.
@@ -139,13 +133,9 @@ class _Alike(Solver):
     method: Multistep
     short: bool
 
-    order: ClassVar[float] = 0
-    dense_order: ClassVar[float] = 0
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations in one step."""
-        return self.method.starter.stages if self.short else self.method.stages
+    def __post_init__(self) -> None:
+        stages = (self.method.starter if self.short else self.method).facts.stages
+        self.claim(Facts(0, stages, 0))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return self.method.init(eq, t, y, dense)
@@ -174,13 +164,12 @@ class AdamsBashforth(Multistep):
         ValueError: another order.
     """
 
-    order: int = 4  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    stages: ClassVar[int] = 1
+    order: int = 4
 
     def __post_init__(self) -> None:
         if self.order not in range(1, _HIGHEST + 1):
             raise ValueError(f"AdamsBashforth(order={self.order}): give an order from 1 to {_HIGHEST}")
+        self.claim_steps(self.order, 1)
 
     @property
     def memory(self) -> int:
@@ -212,7 +201,7 @@ class AdamsBashforthMoulton(Multistep):
         ValueError: another order, or no corrector.
     """
 
-    order: int = 4  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 4
     correctors: int = 1
 
     def __post_init__(self) -> None:
@@ -222,11 +211,8 @@ class AdamsBashforthMoulton(Multistep):
             raise ValueError(
                 f"AdamsBashforthMoulton(correctors={self.correctors}): give at least one, or use dxdt.AdamsBashforth"
             )
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations in one step: one after the predictor and one after each corrector."""
-        return 1 + self.correctors
+        # One evaluation after the predictor and one after each corrector.
+        self.claim_steps(self.order, 1 + self.correctors)
 
     @property
     def memory(self) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.methods.tableau import Row, Tableau
 from dxdt.diffeq.problem.equation import Rows
@@ -32,19 +33,22 @@ _SMALL = 4096
 
 
 class RungeKutta(Solver):
-    """Base of the explicit Runge-Kutta methods; a method is a subclass that gives ``tableau``."""
+    """Base of the explicit Runge-Kutta methods; a method is a subclass that gives ``tableau``, and its facts follow."""
 
     tableau: ClassVar[Tableau]
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         tableau = cls.tableau
-        cls.order = tableau.order
-        cls.error_order = tableau.error_order
-        cls.dense_order = tableau.dense_order if tableau.dense or tableau.middle else min(3, tableau.order)
-        cls.stages = tableau.stages - tableau.fsal
-        cls.degree = len(tableau.powers) if tableau.powers is not None else 4 if tableau.middle else 3
-        cls.compiles = True
+        cls.facts = Facts(
+            order=tableau.order,
+            stages=tableau.stages - tableau.fsal,
+            dense_order=tableau.dense_order if tableau.dense or tableau.middle else min(3, tableau.order),
+            error_order=tableau.error_order,
+            degree=len(tableau.powers) if tableau.powers is not None else 4 if tableau.middle else 3,
+            compiles=True,
+            symmetric_order=tableau.symmetric_order,
+        )
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tableau = self.tableau

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.methods.tableau import Tableau
 from dxdt.diffeq.problem.equation import Rows
@@ -71,11 +72,9 @@ class LowStorage(Solver):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.order = cls.error_order = cls.registers.order
-        cls.dense_order = min(3, cls.registers.order)
-        cls.stages = len(cls.registers.b)
-        cls.degree = 3
-        cls.compiles = True
+        order = cls.registers.order
+        stages, dense_order = len(cls.registers.b), min(3, order)
+        cls.facts = Facts(order, stages, dense_order, error_order=order, degree=3, compiles=True)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if not dense:
@@ -87,7 +86,7 @@ class LowStorage(Solver):
         return state[0] if state else None
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        registers, s = self.registers, self.stages
+        registers, s = self.registers, self.facts.stages
         f = factors(registers.products, dt, y)
         times = moments(t, dt, registers.nodes, eq.layout)
         (start,) = moments(t, dt, START, eq.layout)

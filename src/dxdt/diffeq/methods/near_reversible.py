@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction as F
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -38,9 +38,8 @@ class EES25(RungeKutta):
         order=2,
         error=[F(-9, 10), F(1, 2), F(2, 5)],
         error_order=2,
+        symmetric_order=5,
     )
-
-    symmetric_order: ClassVar[float] = 5
 
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
         """Where a step that ended here began, up to O(dt^6)."""

@@ -7,13 +7,14 @@ that a gradient may walk back along the numbers of the forward solve and keep no
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
 
 from dxdt.diffeq.methods.explicit import RungeKutta
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows, Stratonovich
@@ -25,12 +26,13 @@ _LEAP = Table.of([0.5, 1.0])
 _HALF = Table.of([0.5])
 
 
+_SECOND_ORDER = Facts(
+    order=2, stages=1, dense_order=2, error_order=2, degree=2, compiles=True, stateful=True, reversible=True
+)
+
+
 class ReversibleSolver(Solver):
     """Base of the methods whose steps have an exact inverse."""
-
-    reversible: ClassVar[bool] = True
-    compiles: ClassVar[bool] = True
-    remembers: ClassVar[bool] = True
 
     @abstractmethod
     def reverse(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> tuple[Tensor, State]:
@@ -55,11 +57,7 @@ class AsynchronousLeapfrog(ReversibleSolver):
     J. Zhuang, N. Dvornek, S. Tatikonda, J. Duncan, "MALI", ICLR (2021).
     """
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 2
-    dense_order: ClassVar[float] = 2
-    stages: ClassVar[int] = 1
-    degree: ClassVar[int] = 2
+    facts = _SECOND_ORDER
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         (start,) = moments(t, t * 0, START, eq.layout)
@@ -104,12 +102,7 @@ class ReversibleHeun(ReversibleSolver):
     NeurIPS (2021).
     """
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 2
-    dense_order: ClassVar[float] = 2
-    stages: ClassVar[int] = 1
-    degree: ClassVar[int] = 2
-    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
+    facts = replace(_SECOND_ORDER, noise=Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5)))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         (start,) = moments(t, t * 0, START, eq.layout)
@@ -165,8 +158,6 @@ class McCallumFoster(ReversibleSolver):
     solver: RungeKutta
     coupling: float = 0.999
 
-    degree: ClassVar[int] = 3
-
     def __post_init__(self) -> None:
         if not isinstance(self.solver, RungeKutta):
             raise TypeError(
@@ -175,26 +166,17 @@ class McCallumFoster(ReversibleSolver):
             )
         if not 0 < self.coupling <= 1:
             raise ValueError(f"McCallumFoster(coupling={self.coupling}): give a number in (0, 1]")
-
-    @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the method."""
-        return self.solver.order
-
-    @property
-    def error_order(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Power of dt in the method's error estimate."""
-        return self.solver.error_order
-
-    @property
-    def dense_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the cubic through both ends and their slopes."""
-        return min(3, self.solver.order)
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations of two steps of the method."""
-        return 2 * (self.solver.stages + bool(self.solver.tableau.fsal))
+        inner = self.solver.facts
+        self.claim(
+            replace(
+                _SECOND_ORDER,
+                order=inner.order,
+                stages=2 * (inner.stages + bool(self.solver.tableau.fsal)),
+                dense_order=min(3, inner.order),
+                error_order=inner.error_order,
+                degree=3,
+            )
+        )
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return (y,)

@@ -1,19 +1,21 @@
 """One step of a method: what a solver is.
 
 A solver is a frozen value with two pure functions on rows, ``init`` and ``step``; what it claims
-about itself (orders, calculus, needs) is class data, which the front door checks against the
-equation and which the tests and the documentation tables are generated from.
+about itself (orders, calculus, needs) is one record, ``facts``, which the front door checks against
+the equation and which the tests and the documentation tables are generated from.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from torch import Tensor
 
-from dxdt.diffeq.methods.noise_facts import Noisy
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.problem.equation import Equation, Rows
 from dxdt.diffeq.problem.noise import Noise
 from dxdt.ops.times import Ticks
@@ -53,38 +55,43 @@ class Phase(NamedTuple):
     until: int | None
 
 
+_FACTS = {f.name for f in fields(Facts)}
+# Facts that had other names in version 0.1, where each was an attribute of the solver.
+_TODAY = {"noisy": "noise", "foresees": "prepares", "remembers": "stateful"}
+
+
+def _tell(sentence: str) -> None:
+    warnings.warn(f"{sentence}; the old way will go", DeprecationWarning, stacklevel=3)
+
+
 class Solver(ABC):
     """A one-step map (t, y) -> (t + dt, y').
 
-    Class facts:
-        order: deterministic order of convergence.
-        error_order: power of dt in the local error estimate, or None without an estimate.
-        dense_order: order of the dense output.
-        stages: evaluations of the drift in one step.
-        stochastic: whether it is made for equations with noise only.
-        noisy: what it claims on equations with noise, None where it does not solve them.
-        known_grid: whether the steps must be known before the solve (methods with history).
-        semilinear: whether it asks for equations that show their affine part (``SemiLinear``).
-        foresees: whether it makes something of a known grid before the first step.
-        degree: degree of the dense output's polynomial.
-        compiles: whether its steps can be compiled.
-        implicit: whether its stages are given by equations.
-        remembers: whether its state depends on the steps before, and is no function of (t, y).
+    Attributes:
+        facts: what it claims about itself. A class attribute where all its solvers claim the same; set by
+            ``__post_init__`` (with ``claim``) where the claims follow from its options or from what it wraps.
     """
 
-    order: ClassVar[float]
-    error_order: ClassVar[float | None] = None
-    dense_order: ClassVar[float]
-    stages: ClassVar[int]
-    stochastic: ClassVar[bool] = False
-    noisy: ClassVar[Noisy | None] = None
-    known_grid: ClassVar[bool] = False
-    semilinear: ClassVar[bool] = False
-    foresees: ClassVar[bool] = False
-    degree: ClassVar[int] = 1
-    compiles: ClassVar[bool] = False
-    implicit: ClassVar[bool] = False
-    remembers: ClassVar[bool] = False
+    facts: Facts
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        options = {k for k, v in vars(cls).get("__annotations__", {}).items() if "ClassVar" not in str(v)}
+        claims = {_TODAY.get(k, k): v for k, v in vars(cls).items() if k not in options and _TODAY.get(k, k) in _FACTS}
+        if claims and "facts" not in vars(cls):
+            _tell(f"{cls.__name__} states {', '.join(claims)} on the class: write facts = Facts(...)")
+            cls.facts = Facts(**cast(Any, {"order": 0, "stages": 1, **claims}))
+
+    def __getattr__(self, name: str) -> Any:
+        fact = _TODAY.get(name, name)
+        if fact in _FACTS:
+            _tell(f"{type(self).__name__}().{name} is facts.{fact} now")
+            return getattr(self.facts, fact)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def claim(self, facts: Facts) -> None:
+        """State the facts of a frozen solver that depend on its options."""
+        object.__setattr__(self, "facts", facts)
 
     def check(self, equation: Equation) -> None:  # noqa: B027
         """Raise TypeError or ValueError if this method cannot solve an equation of this form."""
@@ -112,13 +119,13 @@ class Solver(ABC):
 
     def cost(self, state: State) -> int:
         """Evaluations of the drift in one step from such a state."""
-        return self.stages
+        return self.facts.stages
 
     def estimate(self, noise: Noise | None) -> float | None:
         """Power of dt in the local error estimate on an equation with this noise, or without."""
-        if noise is None or self.noisy is None:
-            return self.error_order
-        return self.noisy.error_order(noise)
+        if noise is None or self.facts.noise is None:
+            return self.facts.error_order
+        return self.facts.noise.error_order(noise)
 
     @abstractmethod
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:

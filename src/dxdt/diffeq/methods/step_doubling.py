@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.methods.noise_facts import Noisy
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.times import Ticks
@@ -41,56 +41,31 @@ class HalfStep(Solver):
     solver: Solver
     extrapolate: bool = False
 
-    degree: ClassVar[int] = 4
-
     def __post_init__(self) -> None:
         name = type(self.solver).__name__
-        if self.solver.known_grid:
+        facts = self.solver.facts
+        if facts.known_grid:
             raise ValueError(f"HalfStep was given {name}, which needs known steps: give a one-step method")
-        if self.solver.semilinear:
+        if facts.semilinear:
             raise ValueError(f"HalfStep was given {name}, which estimates its error by itself: give it as it is")
-        special = ("reversible", "separable", "stochastic")
-        if self.extrapolate and any(getattr(self.solver, fact, False) for fact in special):
+        if self.extrapolate and (facts.reversible or facts.separable or facts.stochastic):
             raise ValueError(f"HalfStep(extrapolate=True) spoils what {name} preserves: leave extrapolate out")
-
-    @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the solution."""
-        return self.solver.order + self.extrapolate
-
-    @property
-    def error_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Power of dt in the estimate."""
-        noisy = self.solver.noisy if self.stochastic else None
-        return self.solver.order + 1 if noisy is None else noisy.general + 0.5
-
-    @property
-    def dense_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the quartic."""
-        return min(4, self.solver.order)
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations of three steps."""
-        return 3 * self.solver.stages
-
-    @property
-    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the method solves equations with noise."""
-        return self.solver.stochastic
-
-    @property
-    def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the method claims on equations with noise; its estimate has half an order more."""
-        claims = self.solver.noisy
-        if claims is None:
-            return None
-        return replace(claims, error=(claims.general + 0.5, claims.additive + 0.5), inside=True)
-
-    @property
-    def separable(self) -> bool:
-        """Whether the method needs a separable system."""
-        return getattr(self.solver, "separable", False)
+        # The estimate has half an order more than the claims on noise.
+        noise = facts.noise and replace(
+            facts.noise, error=(facts.noise.general + 0.5, facts.noise.additive + 0.5), inside=True
+        )
+        self.claim(
+            Facts(
+                order=facts.order + self.extrapolate,
+                stages=3 * facts.stages,
+                dense_order=min(4, facts.order),
+                error_order=facts.noise.general + 0.5 if facts.noise and facts.stochastic else facts.order + 1,
+                degree=4,
+                stochastic=facts.stochastic,
+                noise=noise,
+                separable=facts.separable,
+            )
+        )
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return self.solver.init(eq, t, y, dense)
@@ -104,7 +79,7 @@ class HalfStep(Solver):
             whole = self.solver.step(eq, t, dt, y, state, index).y
         first = self.solver.step(eq, t, half, y, state, index)
         second = self.solver.step(eq, t + half, half, first.y, first.state, index)
-        order = self.solver.order if eq.noise is None else 1
+        order = self.solver.facts.order if eq.noise is None else 1
         error = (second.y - whole) / (2**order - 1)
         new = second.y + error if self.extrapolate else second.y
         data = first.y, second.y, *first.data, *second.data

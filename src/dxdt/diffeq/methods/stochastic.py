@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Ito, Rows, Stratonovich
@@ -20,16 +21,17 @@ __all__ = [
     "Stochastic",
     "StochasticHeun",
     "StochasticMidpoint",
+    "stochastic_facts",
 ]
+
+
+def stochastic_facts(order: float, stages: int, noise: Noisy, error_order: float | None = None) -> Facts:
+    """The facts of a method for equations with noise."""
+    return Facts(order, stages, error_order=error_order, stochastic=True, noise=noise, compiles=True)
 
 
 class Stochastic(Solver):
     """Base of the methods for equations with noise: no state, linear dense output."""
-
-    order: ClassVar[float] = 1
-    dense_order: ClassVar[float] = 1
-    stochastic: ClassVar[bool] = True
-    compiles: ClassVar[bool] = True
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return ()
@@ -49,8 +51,7 @@ class EulerMaruyama(Stochastic):
     Palermo 4 (1955).
     """
 
-    stages: ClassVar[int] = 1
-    noisy: ClassVar[Noisy | None] = Noisy((Ito,), 0.5, 0.5, 1.0, 1.0, 1.0)
+    facts = stochastic_facts(1, 1, Noisy((Ito,), 0.5, 0.5, 1.0, 1.0, 1.0))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         (time,) = moments(t, dt, START, eq.layout)
@@ -72,8 +73,7 @@ class EulerHeun(Stochastic):
     P. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Equations", 11.1 (1992).
     """
 
-    stages: ClassVar[int] = 1
-    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0)
+    facts = stochastic_facts(1, 1, Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, end = moments(t, dt, _ENDS, eq.layout)
@@ -108,8 +108,7 @@ class Milstein(Stochastic):
 
     derivative_free: bool = False
 
-    stages: ClassVar[int] = 1
-    noisy: ClassVar[Noisy | None] = Noisy((Ito, Stratonovich), 0.5, 1.0, 1.0, 1.0, 1.0)
+    facts = stochastic_facts(1, 1, Noisy((Ito, Stratonovich), 0.5, 1.0, 1.0, 1.0, 1.0))
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         (time,) = moments(t, dt, START, eq.layout)
@@ -171,10 +170,7 @@ class _Pair(Stochastic):
     weights: ClassVar[tuple[float, float]]
     nodes: ClassVar[Table]
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 1
-    stages: ClassVar[int] = 2
-    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5))
+    facts = stochastic_facts(2, 2, Noisy((Stratonovich,), 0.5, 1.0, 1.0, 1.0, 1.0, error=(1.0, 1.5)), error_order=1)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, later = moments(t, dt, self.nodes, eq.layout)

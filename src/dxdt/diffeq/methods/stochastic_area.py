@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import State, Step
-from dxdt.diffeq.methods.stochastic import Stochastic, moved, root
+from dxdt.diffeq.methods.stochastic import Stochastic, moved, root, stochastic_facts
 from dxdt.diffeq.problem.equation import Ito, Rows, Stratonovich
 from dxdt.diffeq.problem.noise import Additive, Diagonal, Scalar
 from dxdt.ops.times import END, Table, Ticks, factors, moments, scaled_sum
@@ -35,11 +35,11 @@ class _AdditivePair(Stochastic):
     first: ClassVar[float]
     second: ClassVar[tuple[float, float]]
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 1.5
-    stages: ClassVar[int] = 2
-    noisy: ClassVar[Noisy | None] = Noisy(
-        (Ito, Stratonovich), 1.5, 1.5, 1.5, 2.0, 2.0, SpaceTime, (Additive,), error=(1.5, 1.5)
+    facts = stochastic_facts(
+        2,
+        2,
+        Noisy((Ito, Stratonovich), 1.5, 1.5, 1.5, 2.0, 2.0, SpaceTime, (Additive,), error=(1.5, 1.5)),
+        error_order=1.5,
     )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
@@ -120,10 +120,9 @@ class SPaRK(Stochastic):
     commutativity condition", SIAM J. Numer. Anal. 62 (2024).
     """
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 1
-    stages: ClassVar[int] = 3
-    noisy: ClassVar[Noisy | None] = Noisy((Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5))
+    facts = stochastic_facts(
+        2, 3, Noisy((Stratonovich,), 0.5, 1.0, 1.5, 1.0, 2.0, SpaceTime, error=(1.0, 1.5)), error_order=1
+    )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, middle, end = moments(t, dt, _THIRDS, eq.layout)
@@ -161,11 +160,8 @@ class SRIW1(Stochastic):
     differential equations", SIAM J. Numer. Anal. 48 (2010).
     """
 
-    order: ClassVar[float] = 2
-    error_order: ClassVar[float | None] = 1.5
-    stages: ClassVar[int] = 2
-    noisy: ClassVar[Noisy | None] = Noisy(
-        (Ito,), 1.5, 1.5, 1.5, 2.0, 2.0, SpaceTime, (Diagonal, Scalar), error=(1.5, 1.5)
+    facts = stochastic_facts(
+        2, 2, Noisy((Ito,), 1.5, 1.5, 1.5, 2.0, 2.0, SpaceTime, (Diagonal, Scalar), error=(1.5, 1.5)), error_order=1.5
     )
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:

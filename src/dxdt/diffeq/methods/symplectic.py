@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Field, Rows
 from dxdt.ops.times import END, START, Table, Ticks, factors, moments, scaled_sum
@@ -140,16 +141,12 @@ class Symplectic(Solver):
     """
 
     composition: ClassVar[Composition]
-    separable: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         rule = cls.composition
-        cls.order = rule.order
-        cls.dense_order = min(3, rule.order)
-        cls.stages = 2 * len(rule.drifts) - 2 * rule.kicks_first
-        cls.degree = 3
-        cls.compiles = True
+        stages = 2 * len(rule.drifts) - 2 * rule.kicks_first
+        cls.facts = Facts(rule.order, stages, min(3, rule.order), degree=3, separable=True, compiles=True)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if not (hasattr(eq.equation, "dq") and hasattr(eq.equation, "dp")):
@@ -169,7 +166,7 @@ class Symplectic(Solver):
 
     def cost(self, state: State) -> int:
         # Dense output adds the velocity at the end, which serves a step that begins with a drift.
-        return self.stages + (self.composition.kicks_first and len(state) == 2)
+        return self.facts.stages + (self.composition.kicks_first and len(state) == 2)
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         halves, rule = _Halves(eq), self.composition

@@ -48,6 +48,7 @@ class Tableau:
         dense_order: order of the dense output.
         middle: weights of y(t + dt/2), for a quartic through both ends, both slopes and the middle.
         c: nodes; by default the row sums of ``a``.
+        symmetric_order: order up to which a step with -dt undoes one with dt, where that is claimed.
 
     Raises:
         ValueError: sizes that do not fit, an inconsistent method, nodes that are not the row sums.
@@ -62,6 +63,7 @@ class Tableau:
     dense_order: int = 3
     middle: Sequence[Number] | None = None
     c: Sequence[Number] | None = None
+    symmetric_order: int | None = None
 
     def __post_init__(self) -> None:
         s = len(self.b)

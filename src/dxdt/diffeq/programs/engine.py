@@ -336,7 +336,7 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, states: bool = False) 
     """
     controller, table = static(plan.controller)
     layout, solver = plan.equation.layout, plan.solver
-    if not solver.compiles:
+    if not solver.facts.compiles:
         raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
     slots = 0
     if starts or plan.dense:
@@ -371,7 +371,7 @@ def first_step(controller: Controller, dt: Any, rows: int) -> Any:
 
 
 def _degree(plan: Plan) -> int:
-    return plan.solver.degree if plan.dense else 0
+    return plan.solver.facts.degree if plan.dense else 0
 
 
 def chunks(
@@ -436,7 +436,7 @@ class _Buffers:
             return self.shared
         shape = self.shape
         clocks = 1 + shape.controller.state_size if shape.recalls else 0
-        made = Records.empty(shape.slots, shape.solver.degree if shape.dense else 0, self.y, self.kinds, clocks)
+        made = Records.empty(shape.slots, shape.solver.facts.degree if shape.dense else 0, self.y, self.kinds, clocks)
         self.shared = made if shape.recalls else None
         return made
 

@@ -10,7 +10,7 @@ has the marginals of the process for every eta if D is the datum itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from dxdt.diffeq.methods.solver import State
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.diffusion.denoisers.posterior import Posterior
 from dxdt.diffusion.processes.process import along
-from dxdt.diffusion.sampling.predictor import Hop, Predictor, equation_of
+from dxdt.diffusion.sampling.predictor import FACTS, Hop, Predictor, equation_of
 from dxdt.diffusion.sampling.reverse import Reverse
 from dxdt.ops.times import Ticks
 
@@ -63,11 +63,8 @@ class DDIM(Predictor):
     def __post_init__(self) -> None:
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"DDIM(eta={self.eta}): choose a share of noise from 0 (none) to 1 (ancestral sampling)")
-
-    @property
-    def stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether it brings noise of its own."""
-        return bool(self.eta)
+        # With noise of its own it asks for a driver.
+        self.claim(replace(FACTS, stochastic=bool(self.eta)))
 
     def share(self, equation: Reverse, t: Tensor, s: Tensor) -> float | Tensor:
         return super().share(equation, t, s) if self.eta is None else self.eta

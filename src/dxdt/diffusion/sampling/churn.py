@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from typing import Any, Self, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.methods.noise_facts import Noisy
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Equation, Rows
 from dxdt.diffusion.processes.process import Process
@@ -54,21 +54,19 @@ class Churn(Solver):
     high: float = math.inf
     noise: float = 1.0
 
-    dense_order: ClassVar[float] = 1
-    stochastic: ClassVar[bool] = True
-    known_grid: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not (0 < self.gamma < math.inf and self.noise > 0 and self.low <= self.high):
             raise ValueError(
                 f"Churn(gamma={self.gamma}, low={self.low}, high={self.high}, noise={self.noise}) raises no noise: "
                 f"give gamma > 0, noise > 0 and low <= high, or leave Churn out"
             )
-        if self.solver.known_grid:
+        inner = self.solver.facts
+        if inner.known_grid:
             raise ValueError(
                 f"Churn was given {type(self.solver).__name__}, whose history the noise would make untrue: "
                 f"give a one-step method"
             )
+        self.claim(Facts(inner.order, inner.stages, stochastic=True, noise=inner.noise or CLAIMS, known_grid=True))
 
     @classmethod
     def over(
@@ -85,21 +83,6 @@ class Churn(Solver):
         The defaults are the paper's for ImageNet at 64 pixels, with 256 steps.
         """
         return cls(solver, min(churn / steps, _MOST), low, high, noise)
-
-    @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the method."""
-        return self.solver.order
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations of the method."""
-        return self.solver.stages
-
-    @property
-    def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The claims of the method, or what fresh noise needs beside a method without."""
-        return CLAIMS if self.solver.noisy is None else self.solver.noisy
 
     def check(self, equation: Equation) -> None:
         self.solver.check(equation)

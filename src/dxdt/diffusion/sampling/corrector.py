@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.methods.noise_facts import Noisy
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Equation, Rows
 from dxdt.diffusion.sampling.predictor import CLAIMS, Identity, answer, ends_of, equation_of, normals, settled
@@ -131,40 +131,24 @@ class PredictorCorrector(Solver):
     corrector: Corrector = Langevin()
     first: bool = True
 
-    dense_order: ClassVar[float] = 1
-    stochastic: ClassVar[bool] = True
-    known_grid: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if not isinstance(self.corrector, Corrector):
             raise TypeError(
                 f"PredictorCorrector was given {self.corrector!r} as corrector: give Langevin(snr=0.16) or its like"
             )
-        if self.predictor is not None and self.predictor.known_grid:
+        if self.predictor is not None and self.predictor.facts.known_grid:
             raise ValueError(
                 f"PredictorCorrector was given {type(self.predictor).__name__}, whose history a corrector would "
                 f"make untrue: give a one-step method"
             )
+        inner = self.inner.facts
+        stages = inner.stages + self.corrector.steps
+        self.claim(Facts(inner.order, stages, stochastic=True, noise=inner.noise or CLAIMS, known_grid=True))
 
     @property
     def inner(self) -> Solver:
         """The predictor, where there is none the identity."""
         return Identity() if self.predictor is None else self.predictor
-
-    @property
-    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the predictor."""
-        return self.inner.order
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations of predictor and corrector."""
-        return self.inner.stages + self.corrector.steps
-
-    @property
-    def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The claims of the predictor, or what a corrector needs beside a method without noise."""
-        return CLAIMS if self.inner.noisy is None else self.inner.noisy
 
     def check(self, equation: Equation) -> None:
         self.inner.check(equation)
@@ -174,7 +158,7 @@ class PredictorCorrector(Solver):
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         tau = equation_of(self, eq).tau
-        if tau > 0 and self.inner.noisy is None:
+        if tau > 0 and self.inner.facts.noise is None:
             raise ValueError(
                 f"{type(self.inner).__name__} follows the probability flow but the equation has tau={tau}: "
                 f"give tau=0, or a predictor for noise such as ReverseDiffusion()"

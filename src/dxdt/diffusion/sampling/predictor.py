@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Rows, constants
@@ -23,9 +24,22 @@ from dxdt.diffusion.processes.process import Process
 from dxdt.diffusion.sampling.reverse import Reverse
 from dxdt.ops.times import Ticks
 
-__all__ = ["CLAIMS", "Hop", "Identity", "Predictor", "answer", "ends_of", "equation_of", "normals", "settled", "unit"]
+__all__ = [
+    "CLAIMS",
+    "FACTS",
+    "Hop",
+    "Identity",
+    "Predictor",
+    "answer",
+    "ends_of",
+    "equation_of",
+    "normals",
+    "settled",
+    "unit",
+]
 
 CLAIMS = Noisy((), 1.0, 1.0, 1.0, 1.0, 1.0, noises=(Additive,))
+FACTS = Facts(1, 1, noise=CLAIMS)
 """What methods of order one claim on the noise of reverse equations."""
 
 
@@ -106,10 +120,7 @@ class Predictor(Solver):
     On an equation without noise (tau = 0) it takes its step without noise.
     """
 
-    order: ClassVar[float] = 1
-    dense_order: ClassVar[float] = 1
-    stages: ClassVar[int] = 1
-    noisy: ClassVar[Noisy | None] = CLAIMS
+    facts = FACTS
 
     @abstractmethod
     def move(self, hop: Hop, known: Posterior) -> tuple[Tensor, Tensor]:
@@ -141,10 +152,7 @@ class Predictor(Solver):
 class Identity(Solver):
     """The step that stays where it is: beside a corrector, sampling by the corrector alone."""
 
-    order: ClassVar[float] = 0
-    dense_order: ClassVar[float] = 1
-    stages: ClassVar[int] = 0
-    noisy: ClassVar[Noisy | None] = CLAIMS
+    facts = Facts(0, 0, noise=CLAIMS)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return ()

@@ -81,7 +81,7 @@ class Samples:
 
 def grid_for(process: Process, solver: Solver, t0: Any) -> TimeGrid:
     """Return the usual grid: `Angle` for exponential integrators that do not land, else even in time."""
-    if not solver.semilinear:
+    if not solver.facts.semilinear:
         return Time()
     end = torch.as_tensor(t0, dtype=torch.float64)
     return Angle() if bool(torch.isfinite(process.lam(end)).all()) else Time()
@@ -140,7 +140,7 @@ def integrate(
     mu = _mean(process, x1, mu)
     options.setdefault("per_sample", True)
     equation = reverse(denoiser, tau, mu, profile)
-    if tau > 0 or solver.stochastic:
+    if tau > 0 or solver.facts.stochastic:
         options["driver"] = _from(first, options.get("driver", Increments(seed)), options["per_sample"])
         equation = ReverseSDE(denoiser, tau, mu, profile)
     times = _times(process, solver, steps, grid, start, end)
@@ -238,7 +238,7 @@ def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Floa
 
 def _exponential(solver: Solver | None) -> bool:
     """Whether a solver of known steps is an exponential integrator."""
-    return solver is None or solver.semilinear
+    return solver is None or solver.facts.semilinear
 
 
 def _check_steps(name: str, steps: int | None) -> None:

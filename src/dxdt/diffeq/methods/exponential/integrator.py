@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from dxdt.diffeq.methods.exponential.weights import (
     Second,
     Variable,
 )
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Equation, Ito, Rows, Stratonovich
@@ -70,17 +71,13 @@ class Exponential(Solver):
         ValueError: orders, nodes and correctors that do not go together.
     """
 
-    order: int = 2  # pyright: ignore[reportIncompatibleVariableOverride]
+    order: int = 2
     kind: Prediction = DataPrediction()  # noqa: RUF009
     nodes: Variable | Inside = InLogSNR()  # noqa: RUF009
     corrector: Corrector | None = None
     second: Second = Exact()  # noqa: RUF009
     start: Preserving | Rising = Preserving()  # noqa: RUF009
     lower_final: bool = False
-
-    degree: ClassVar[int] = 3
-    semilinear: ClassVar[bool] = True
-    foresees: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("kind", "nodes", "corrector", "second", "start"):
@@ -96,6 +93,25 @@ class Exponential(Solver):
             )
         if single and self.corrector is not None:
             raise ValueError("Exponential: a corrector needs earlier answers: give nodes=InLogSNR(), or no corrector")
+        again = self.corrector is not None and self.corrector.again
+        # Strong order one on additive noise; pairs (2(1) and 3(2)) ask for noise inside the step.
+        noise = Noisy(
+            (Ito, Stratonovich), 1.0, 1.0, 1.0, 1.0, 1.0, noises=(Additive,), error=(1.5, 1.5) if single else None,
+            inside=single,
+        )  # fmt: skip
+        self.claim(
+            Facts(
+                order=self.order,
+                stages=self.order if single else 1 + again,
+                dense_order=min(3, self.order),
+                error_order=self.order if single else None,
+                degree=3,
+                noise=noise,
+                known_grid=self.memory > 0,
+                semilinear=True,
+                prepares=True,
+            )
+        )
 
     @property
     def single(self) -> bool:
@@ -114,35 +130,6 @@ class Exponential(Solver):
             return 0
         reuses = self.corrector is not None and not self.corrector.again
         return self.ahead if reuses else self.ahead - 1
-
-    @property
-    def stages(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Evaluations in one step."""
-        if self.single:
-            return self.order
-        return 2 if self.corrector is not None and self.corrector.again else 1
-
-    @property
-    def known_grid(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Methods with history need known steps."""
-        return self.memory > 0
-
-    @property
-    def error_order(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of the pairs 2(1) and 3(2)."""
-        return self.order if self.single else None
-
-    @property
-    def dense_order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Order of the cubic through the method's own values inside the step."""
-        return min(3, self.order)
-
-    @property
-    def noisy(self) -> Noisy | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Strong order one; pairs ask for noise inside the step."""
-        error = (1.5, 1.5) if self.single else None
-        both = (Ito, Stratonovich)
-        return Noisy(both, 1.0, 1.0, 1.0, 1.0, 1.0, noises=(Additive,), error=error, inside=self.single)
 
     @property
     def rule(self) -> Rule:

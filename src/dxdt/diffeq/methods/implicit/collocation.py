@@ -25,6 +25,7 @@ from torch import Tensor
 from dxdt.diffeq.methods.implicit.dirk import marked, weighted_sum
 from dxdt.diffeq.methods.implicit.newton import StageNewton, slopes_of, step_size, tied, wants_gradient
 from dxdt.diffeq.methods.implicit.tableau import ImplicitTableau
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.linear import Factored, factor, identity
@@ -61,16 +62,12 @@ class Collocation(Solver):
     newton: StageNewton = StageNewton()  # noqa: RUF009
 
     tableau: ClassVar[ImplicitTableau]
-    implicit: ClassVar[bool] = True
-    degree: ClassVar[int] = 3
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         tableau = cls.tableau
-        cls.order = tableau.order
-        cls.error_order = tableau.error_order
-        cls.dense_order = min(3, tableau.order)
-        cls.stages = tableau.stages
+        order, stages = tableau.order, tableau.stages
+        cls.facts = Facts(order, stages, min(3, order), tableau.error_order, degree=3, implicit=True)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         (start,) = moments(t, t * 0, START, eq.layout)

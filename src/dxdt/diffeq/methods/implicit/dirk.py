@@ -27,6 +27,7 @@ from dxdt.diffeq.methods.implicit.newton import (
     wants_gradient,
 )
 from dxdt.diffeq.methods.implicit.tableau import ImplicitTableau
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.linear import Factored, factor, identity
@@ -56,18 +57,14 @@ class DIRK(Solver):
     newton: StageNewton = StageNewton()  # noqa: RUF009
 
     tableau: ClassVar[ImplicitTableau]
-    implicit: ClassVar[bool] = True
-    degree: ClassVar[int] = 3
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "tableau" not in vars(cls):
             return
         tableau = cls.tableau
-        cls.order = tableau.order
-        cls.error_order = tableau.error_order
-        cls.dense_order = min(3, tableau.order)
-        cls.stages = tableau.stages
+        order, stages = tableau.order, tableau.stages
+        cls.facts = Facts(order, stages, min(3, order), tableau.error_order, degree=3, implicit=True)
         cls.part = max(row[i] for i, row in enumerate(tableau.matrix))
 
     part: ClassVar[float]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dxdt.diffeq.methods.implicit.newton import wants_gradient
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.autodiff import jacobian, jvp
@@ -64,16 +65,18 @@ class Rosenbrock(Solver):
     """Base of the Rosenbrock methods; a method is a subclass that gives ``tableau``."""
 
     tableau: ClassVar[RosenbrockTableau]
-    implicit: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         tableau = cls.tableau
-        cls.order = tableau.order
-        cls.error_order = tableau.error_order
-        cls.dense_order = tableau.dense_order
-        cls.stages = len(tableau.m) + 1
-        cls.degree = len(tableau.dense) + 1
+        cls.facts = Facts(
+            order=tableau.order,
+            stages=len(tableau.m) + 1,
+            dense_order=tableau.dense_order,
+            error_order=tableau.error_order,
+            degree=len(tableau.dense) + 1,
+            implicit=True,
+        )
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         return ()
