@@ -279,9 +279,7 @@ def test_adams_refuses_what_it_cannot_do():
 
 
 def test_facts_stated_as_before_still_count():
-    with pytest.warns(
-        DeprecationWarning, match="Former states order, dense_order, stages on the class"
-    ):
+    with pytest.warns(DeprecationWarning, match="Former states order, dense_order, stages on the class"):
 
         class Former(dxdt.diffeq.Solver):
             order: ClassVar[float] = 1

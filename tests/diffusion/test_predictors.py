@@ -359,7 +359,7 @@ def test_step_doubling_adapts_a_predictor():
 
 ORACLE = gaussian_oracle(VP(), M, S)
 X = torch.zeros(2, 3).double()
-NAME = "dxdt.diffusion.sampling.reverse"
+NAME = "dxdt.diffusion.reverse"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dxdt.diffeq.control.controller import Controller
 from dxdt.diffeq.control.revisit import Revisit
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver
-from dxdt.diffeq.problem.equation import Equation, Ito
+from dxdt.diffeq.problem.equation import Equation, Ito, StochasticEquation
 
 __all__ = ["check_noise"]
 
@@ -19,7 +19,7 @@ def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Con
     Returns the controller, made to revisit where noise that does not commute needs it.
     """
     name = type(solver).__name__
-    if not hasattr(equation, "diffusion"):
+    if not isinstance(equation, StochasticEquation):
         if solver.facts.stochastic:
             raise ValueError(
                 f"{name} solves stochastic equations: use dxdt.Tsit5() for an ODE, "

@@ -24,7 +24,7 @@ from dxdt.diffeq.loop.save import Save, SaveTimes
 from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
-from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, constants
+from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, StochasticEquation, constants
 from dxdt.diffeq.problem.span import Interval, numbers, times_of
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.programs.eager_fallback import warn_once
@@ -125,7 +125,7 @@ def solve(
     controller = check_noise(equation, solver, driver, controller, dt_row)
     meter = Meter()
     rows = Rows(equation, layout, args, meter=meter)
-    if hasattr(equation, "diffusion"):
+    if isinstance(equation, StochasticEquation):
         rows.noise = _bind(solver, driver, equation, interval, layout)
     span = Span(HOST, interval.t0, interval.t1) if per_sample else Span(SINGLE, interval.t0[0], interval.t1[0])
     ends = None if interval.tensors is None else Ends(*interval.tensors)
@@ -169,7 +169,7 @@ def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
         raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}: give at least 1")
-    if not hasattr(equation, "drift"):
+    if not isinstance(equation, Equation):
         raise TypeError(
             f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)"
         )
@@ -185,7 +185,7 @@ def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
     return Watch(rows, events) if events else None
 
 
-def _bind(solver: Solver, driver: Any, equation: Equation, interval: Interval, layout: Layout) -> Any:
+def _bind(solver: Solver, driver: Any, equation: StochasticEquation, interval: Interval, layout: Layout) -> Any:
     with constants():
         return solver.bind(driver, equation, interval.t0, interval.t1, layout)
 

@@ -20,7 +20,7 @@ from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 from dxdt.diffeq.gradients.gradient import Direct, Gradient
 from dxdt.diffeq.loop.event import Event
 from dxdt.diffeq.loop.save import Save
-from dxdt.diffeq.problem.equation import Equation, Field
+from dxdt.diffeq.problem.equation import Equation, Field, StochasticEquation
 from dxdt.diffeq.solution import Solution, Stats
 from dxdt.ops.tree import Tree, leaves, tree_map
 
@@ -181,7 +181,7 @@ def _is_needed(axis: Axis, equation: Equation, y0: Tree, t: Any, problem: dict[s
     flat = leaves((y0, problem["args"]))
     if any(axis.is_mapped(x) for x in (*flat, *_ends(t))):
         return True
-    if not all(isinstance(x, Tensor) for x in leaves(y0)) or not hasattr(equation, "drift"):
+    if not all(isinstance(x, Tensor) for x in leaves(y0)) or not isinstance(equation, Equation):
         return False
     first = _ends(t)[0] if _ends(t) else 0.0
     like = leaves(y0)[0]
@@ -246,7 +246,7 @@ def _event(axis: Axis, event: Event) -> Event:
 
 def _check(axis: Axis, equation: Equation, problem: dict[str, Any]) -> None:
     remedy = "make the axis a batch yourself and solve with per_sample=True"
-    if hasattr(equation, "diffusion"):
+    if isinstance(equation, StochasticEquation):
         raise ValueError(
             f"{type(equation).__name__} has noise, which torch.vmap would share between its entries: {remedy}"
         )

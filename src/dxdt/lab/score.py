@@ -228,7 +228,7 @@ def draw(
         seed: names the samples.
         first: number of the first one, so that many may be drawn in parts.
         label: class of all; every class in turn by default, where the model knows classes.
-        options: as in `dxdt.diffusion.sampling.sample`.
+        options: as in `dxdt.diffusion.sample`.
     """
     device = _device(model.denoiser)
     denoiser: Any = model.denoiser

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dxdt.diffeq.methods.explicit import RungeKutta, Tsit5
-from dxdt.diffeq.problem.equation import Equation, Field
+from dxdt.diffeq.problem.equation import Equation, Field, StochasticEquation
 from dxdt.diffeq.solution import Solution
 from dxdt.ops.autodiff import Hutchinson, Trace, vjp
 from dxdt.ops.tree import leaves
@@ -133,7 +133,7 @@ def augment(
     Raises:
         ValueError: `equation` has noise, `y0` has no batch axis, or there are no terms.
     """
-    if hasattr(equation, "diffusion"):
+    if isinstance(equation, StochasticEquation):
         raise ValueError(f"{type(equation).__name__} has noise: give the terms of its drift, as ODE(drift)")
     if y0.ndim < 2:
         raise ValueError(f"y0 of shape {tuple(y0.shape)} has no batch axis: give one row for each sample")

@@ -157,7 +157,7 @@ class NoisyAdjointRows(AdjointRows):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.equation = replace(self.equation, equation=to_stratonovich(self.equation.equation))
+        self.equation = replace(self.equation, equation=to_stratonovich(self.equation.stochastic))
         self.full, self.sizes = False, []
         self.layout = replace(self.layout, size=2 * self.equation.layout.size)
         self.noise, self.kind = self.equation.noise, self.equation.kind

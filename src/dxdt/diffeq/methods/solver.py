@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from dxdt.diffeq.methods.facts import Facts
-from dxdt.diffeq.problem.equation import Equation, Rows
+from dxdt.diffeq.problem.equation import Equation, Rows, StochasticEquation
 from dxdt.diffeq.problem.noise import Noise
 from dxdt.ops.times import Ticks
 from dxdt.ops.tree import Layout
@@ -96,7 +96,7 @@ class Solver(ABC):
     def check(self, equation: Equation) -> None:  # noqa: B027
         """Raise TypeError or ValueError if this method cannot solve an equation of this form."""
 
-    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+    def bind(self, driver: Any, equation: StochasticEquation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
         """The driver with the shape of one solve, on the clock of this method: here, time."""
         return driver.bind(t0, t1, layout.rows, equation.noise_size(layout), layout.dtype, layout.device)
 

@@ -116,10 +116,10 @@ class Milstein(Stochastic):
         w = eq.increment(t, dt, index).W
         g = eq.diffusion(time, y)
         new = eq.kicked(scaled_sum(y, h, eq.drift(time, y)), g, w)
-        noise = eq.equation.noise
+        noise = eq.stochastic.noise
         if noise.additive:
             return Step(new, None, (), ())
-        ito = isinstance(eq.equation.calculus, Ito)
+        ito = isinstance(eq.stochastic.calculus, Ito)
         if noise.elementwise and (ito or not self.derivative_free):
             slope, unit = self._slope(eq, time, y, g, dt)
             area = w * w
@@ -142,7 +142,7 @@ class Milstein(Stochastic):
 
     def _less_mean(self, eq: Rows, time: Tensor, dt: Ticks, new: Tensor, y: Tensor, g: Tensor) -> Tensor:
         """``new`` less dt / 2 sum_j (D g_j) g_j; differences are central, to leave no bias."""
-        noise = eq.equation.noise
+        noise = eq.stochastic.noise
         columns = noise.columns(g)
         if not self.derivative_free:
             (scale,) = factors(END, -0.5 * dt, y)

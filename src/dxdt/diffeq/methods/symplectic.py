@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, cast, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
-from dxdt.diffeq.problem.equation import Field, Rows
+from dxdt.diffeq.problem.equation import Equation, Field, Rows
 from dxdt.ops.times import END, START, Table, Ticks, factors, moments, scaled_sum
 from dxdt.ops.tree import Layout, Tree
 
@@ -37,7 +37,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Separable:
+class Separable(Equation):
     """Separable system dq/dt = dq(t, p, *args), dp/dt = dp(t, q, *args) on the state ``(q, p)``.
 
     Every solver for ordinary equations solves it; symplectic methods use the two halves.
@@ -60,6 +60,9 @@ class Separable:
         """The user's callables, searched for parameters."""
         return (self.dq, self.dp)
 
+    def with_fields(self, *fields: Field) -> Separable:
+        return Separable(*fields)
+
 
 class _Halves:
     """The halves of a separable equation, acting on rows."""
@@ -69,10 +72,10 @@ class _Halves:
         self.q, self.p = _layouts(eq.layout)
 
     def velocity(self, t: Tensor, p: Tensor) -> Tensor:
-        return self._value(self.eq.equation.dq, t, self.p.unpack(p), self.q, "dq's value")
+        return self._value(cast(Separable, self.eq.equation).dq, t, self.p.unpack(p), self.q, "dq's value")
 
     def force(self, t: Tensor, q: Tensor) -> Tensor:
-        return self._value(self.eq.equation.dp, t, self.q.unpack(q), self.p, "dp's value")
+        return self._value(cast(Separable, self.eq.equation).dp, t, self.q.unpack(q), self.p, "dp's value")
 
     def _value(self, field: Field, t: Tensor, x: Tree, layout: Layout, what: str) -> Tensor:
         eq = self.eq

@@ -68,8 +68,8 @@ class SemiLinear(Protocol):
         """The time of a given log(a / c)."""
         ...
 
-    def remainder(self, t: Tensor, y: Any) -> Any:
-        """The answer at t, () or (batch,), and y."""
+    def remainder(self, t: Tensor, y: Any, *rest: Any) -> Any:
+        """The answer at t, () or (batch,), and y; then come the solve's args and what was prepared for t."""
         ...
 
 

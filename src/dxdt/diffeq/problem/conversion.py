@@ -10,13 +10,14 @@ Source: P. Kloeden, E. Platen, "Numerical Solution of Stochastic Differential Eq
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, field
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.problem.equation import Equation, Ito, Stratonovich
+from dxdt.diffeq.problem.equation import Ito, StochasticEquation, Stratonovich
+from dxdt.diffeq.problem.noise import Noise
 from dxdt.ops.tree import Layout, Tree, tree_map
 
 __all__ = ["Converted", "to_ito", "to_stratonovich"]
@@ -24,7 +25,7 @@ __all__ = ["Converted", "to_ito", "to_stratonovich"]
 
 @final
 @dataclass(frozen=True)
-class Converted:
+class Converted(StochasticEquation):
     """An equation with noise in the other calculus: the same solution with the same g.
 
     The correction takes one derivative of g along g for diagonal and scalar noise and m for a
@@ -37,28 +38,27 @@ class Converted:
         TypeError: the equation has no noise.
     """
 
-    equation: Equation
+    equation: StochasticEquation
+    noise: Noise = field(init=False, repr=False, compare=False)
+    calculus: Ito | Stratonovich = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not hasattr(self.equation, "diffusion"):
+        if not isinstance(self.equation, StochasticEquation):
             raise TypeError(
                 f"{type(self.equation).__name__} has no noise, so it has no calculus to change: give an SDE"
             )
-
-    @property
-    def calculus(self) -> Ito | Stratonovich:
-        """The calculus of this form."""
-        return Stratonovich() if isinstance(self.equation.calculus, Ito) else Ito()
-
-    @property
-    def noise(self) -> Any:
-        """Structure of g."""
-        return self.equation.noise
+        object.__setattr__(self, "noise", self.equation.noise)
+        other = Stratonovich() if isinstance(self.equation.calculus, Ito) else Ito()
+        object.__setattr__(self, "calculus", other)
 
     @property
     def fields(self) -> tuple[Callable[..., Any], ...]:
         """The user's callables, searched for parameters."""
         return self.equation.fields
+
+    def with_fields(self, *fields: Any) -> Converted | None:
+        inner = self.equation.with_fields(*fields)
+        return None if inner is None else Converted(cast(StochasticEquation, inner))
 
     def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
         """f(t, y) with the correction."""
@@ -86,17 +86,17 @@ class Converted:
         return self.equation.noise_size(layout)
 
 
-def to_stratonovich(equation: Equation) -> Equation:
+def to_stratonovich(equation: StochasticEquation) -> StochasticEquation:
     """The equation in Stratonovich calculus, itself if it is so already."""
     return _in(Stratonovich, equation)
 
 
-def to_ito(equation: Equation) -> Equation:
+def to_ito(equation: StochasticEquation) -> StochasticEquation:
     """The equation in Ito calculus, itself if it is so already."""
     return _in(Ito, equation)
 
 
-def _in(calculus: type, equation: Equation) -> Equation:
+def _in(calculus: type, equation: StochasticEquation) -> StochasticEquation:
     if isinstance(getattr(equation, "calculus", None), calculus):
         return equation
     return equation.equation if isinstance(equation, Converted) else Converted(equation)

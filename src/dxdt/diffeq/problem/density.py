@@ -17,7 +17,7 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from dxdt.diffeq.problem.equation import Equation, Field
+from dxdt.diffeq.problem.equation import Equation, Field, StochasticEquation
 from dxdt.ops.autodiff import Trace, value_and_traces
 
 __all__ = ["Augmented", "augment"]
@@ -25,7 +25,7 @@ __all__ = ["Augmented", "augment"]
 
 @final
 @dataclass(frozen=True, eq=False)
-class Augmented:
+class Augmented(Equation):
     """The equation for (y, l): one forward and one transposed pass of the field per evaluation.
 
     Args:
@@ -64,7 +64,7 @@ def augment(
     Raises:
         ValueError: `equation` has noise, or `y0` has no batch axis.
     """
-    if hasattr(equation, "diffusion"):
+    if isinstance(equation, StochasticEquation):
         raise ValueError(
             f"{type(equation).__name__} has noise, along which no density can be followed: "
             "give the probability flow, reverse(denoiser, tau=0)"

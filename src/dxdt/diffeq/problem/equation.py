@@ -10,16 +10,18 @@ states (see ``ops.tree``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dxdt.diffeq.problem.affine import SemiLinear
 from dxdt.diffeq.problem.noise import Diagonal, Noise
 from dxdt.ops.modules import parameters
 from dxdt.ops.times import START, Ticks, moments
@@ -34,6 +36,7 @@ __all__ = [
     "Meter",
     "Outlook",
     "Rows",
+    "StochasticEquation",
     "Stratonovich",
     "bounds_of",
     "modules_of",
@@ -44,8 +47,74 @@ Field: TypeAlias = Callable[..., Any]
 """A vector field ``(t, y, *args) -> dy/dt`` with the structure of ``y``."""
 
 
+@final
 @dataclass(frozen=True)
-class ODE:
+class Ito:
+    """The calculus in which g is evaluated at the start of each increment."""
+
+
+@final
+@dataclass(frozen=True)
+class Stratonovich:
+    """The calculus in which g is evaluated at the middle of each increment."""
+
+
+class Equation(ABC):
+    """What every equation answers: dy = f(t, y) dt, and the callables it was made of.
+
+    A class with ``drift`` and ``fields`` is one without being told so. One that also says how it looks around other
+    callables (``with_fields``), and that is equal to its like, compiles.
+    """
+
+    @abstractmethod
+    def drift(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The drift f(t, y), with the structure of ``y``."""
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[Field, ...]:
+        """The user's callables, searched for parameters."""
+
+    def with_fields(self, *fields: Any) -> Equation | None:
+        """The same equation around other callables, or None where that has no meaning."""
+        return None
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return _has(other, "drift", "fields") if cls is Equation else NotImplemented
+
+
+class StochasticEquation(Equation):
+    """dy = f(t, y) dt + g(t, y) dW.
+
+    Attributes:
+        noise: structure of g.
+        calculus: how g dW is meant.
+    """
+
+    noise: Noise
+    calculus: Ito | Stratonovich
+
+    @abstractmethod
+    def diffusion(self, t: Tensor, y: Tree, *args: Any) -> Tree:
+        """The diffusion g(t, y)."""
+
+    def noise_size(self, layout: Layout) -> int:
+        """Components of W in a row."""
+        return self.noise.size(layout)
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return _has(other, "drift", "fields", "diffusion") if cls is StochasticEquation else NotImplemented
+
+
+def _has(kind: type, *names: str) -> bool:
+    """Whether instances of a class answer to these names."""
+    return all(any(name in vars(base) for base in kind.__mro__) for name in names)
+
+
+@dataclass(frozen=True)
+class ODE(Equation):
     """Ordinary differential equation dy/dt = f(t, y, *args).
 
     Args:
@@ -63,21 +132,12 @@ class ODE:
         """The user's callables, searched for parameters."""
         return (self.field,)
 
-
-@final
-@dataclass(frozen=True)
-class Ito:
-    """The calculus in which g is evaluated at the start of each increment."""
-
-
-@final
-@dataclass(frozen=True)
-class Stratonovich:
-    """The calculus in which g is evaluated at the middle of each increment."""
+    def with_fields(self, *fields: Field) -> ODE:
+        return ODE(*fields)
 
 
 @dataclass(frozen=True)
-class SDE:
+class SDE(StochasticEquation):
     """Stochastic differential equation dy = f(t, y, *args) dt + g(t, y, *args) dW.
 
     Args:
@@ -111,13 +171,8 @@ class SDE:
         """The user's callables, searched for parameters."""
         return (self.drift_field, self.diffusion_field)
 
-    def noise_size(self, layout: Layout) -> int:
-        """Components of W in a row."""
-        return self.noise.size(layout)
-
-
-Equation: TypeAlias = Any
-"""Anything with ``drift(t, y, *args)`` and ``fields``; stochastic equations have more."""
+    def with_fields(self, *fields: Field) -> SDE:
+        return SDE(*fields, noise=self.noise, calculus=self.calculus)
 
 
 def constants() -> Any:
@@ -236,6 +291,16 @@ class Rows:
     outlook: Outlook = field(default_factory=Outlook)
     bounds: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def stochastic(self) -> StochasticEquation:
+        """The equation, where it has noise."""
+        return cast(StochasticEquation, self.equation)
+
+    @property
+    def affine(self) -> SemiLinear:
+        """The equation, where it shows its affine part."""
+        return cast(SemiLinear, self.equation)
+
     def mute(self, rows: np.ndarray) -> Rows:
         """The equation with zero fields in some rows, of which nothing is wanted."""
         return replace(self, muted=torch.from_numpy(rows)[:, None])
@@ -263,7 +328,7 @@ class Rows:
         seen = () if sight is None else (sight,)
         if self.bounds is not None:
             t = within(t, self.bounds)
-        answer = self.equation.remainder(t, layout.unpack(y), *self.args, *seen)
+        answer = self.affine.remainder(t, layout.unpack(y), *self.args, *seen)
         if meter is not None:
             meter.evaluations += 1
             if not meter.checked:
@@ -284,7 +349,7 @@ class Rows:
     def direct(self, t: Tensor, y: Tensor) -> Tensor:
         """The field's own value, in the user's shape: nothing to pack or unpack."""
         self.meter.evaluations += 1  # pyright: ignore[reportOptionalMemberAccess]
-        value = self.equation.field(t, y, *self.args)
+        value = cast(ODE, self.equation).field(t, y, *self.args)
         return value if value.dtype is y.dtype else value.to(y.dtype)
 
     def _drift(self, t: Tensor, y: Tensor) -> Tensor:
@@ -306,7 +371,7 @@ class Rows:
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
         """g(t, y) as rows."""
-        layout, meter, equation, t = self.layout, self.meter, self.equation, self.seen(t)
+        layout, meter, equation, t = self.layout, self.meter, self.stochastic, self.seen(t)
         value = equation.diffusion(t, layout.unpack(y), *self.args)
         if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
@@ -319,15 +384,15 @@ class Rows:
     @property
     def kind(self) -> Noise | None:
         """Structure of the noise, None without."""
-        return None if self.noise is None else self.equation.noise
+        return None if self.noise is None else self.stochastic.noise
 
     def spread(self, g: Tensor, w: Tensor) -> Tensor:
         """g dW as rows ``(R, n)``."""
-        return self.equation.noise.product(g, w)
+        return self.stochastic.noise.product(g, w)
 
     def kicked(self, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
         """y + g dW as rows ``(R, n)``."""
-        return self.equation.noise.added(y, g, w)
+        return self.stochastic.noise.added(y, g, w)
 
     def probe(self, t: Ticks, y: Tensor) -> tuple[Tensor, ...]:
         """Every field evaluated once at the start, to look at its graph."""

@@ -55,7 +55,7 @@ class Ahead:
             return cls(path, None, slots, room=_FEW if watch is not None else None)
         if watch is not None and watch.goes_on:
             raise CannotCompile(f"events with a reset have no compiled form with {type(path).__name__}: use Brownian")
-        numbers = plan.equation.layout.rows * plan.equation.equation.noise_size(plan.equation.layout)
+        numbers = plan.equation.layout.rows * plan.equation.stochastic.noise_size(plan.equation.layout)
         most = max(2, _NUMBERS // max(1, numbers))
         return cls(path, _steps(plan, dt), min(most, slots) if slots else most)
 

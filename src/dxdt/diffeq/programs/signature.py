@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dxdt.compiler.explain import CannotCompile
-from dxdt.diffeq.methods.symplectic import Separable
-from dxdt.diffeq.problem.conversion import Converted
-from dxdt.diffeq.problem.equation import ODE, SDE, Equation, Ito, Outlook, Rows, Stratonovich
-from dxdt.diffeq.problem.noise import Noise
+from dxdt.diffeq.problem.equation import Equation, Outlook, Rows
 from dxdt.ops.tree import Layout
 
 __all__ = ["Form", "fields_of"]
@@ -24,8 +21,9 @@ _UNKNOWN = Outlook()
 
 
 def fields_of(equation: Equation) -> Any:
-    """The user's callables as an input of a program: one, or a drift and a diffusion."""
-    return equation.field if type(equation) is ODE else equation.fields
+    """The user's callables as an input of a program: the only one, or all of them."""
+    fields = equation.fields
+    return fields[0] if len(fields) == 1 else fields
 
 
 @dataclass(frozen=True)
@@ -33,48 +31,38 @@ class Form:
     """An equation without its fields.
 
     Attributes:
-        separable: whether it is a separable system.
-        noise, calculus: of a stochastic equation, else None.
-        converted: whether it was written in the other calculus.
+        around: the equation, with None in the place of each field.
+        fields: how many it has.
         driver: kind of the random path, or None.
     """
 
-    noise: Noise | None = None
-    calculus: Ito | Stratonovich | None = None
-    converted: bool = False
+    around: Equation
+    fields: int
     driver: Any = None
-    separable: bool = False
 
     @classmethod
     def of(cls, rows: Rows) -> Form:
         """The form of an equation bound to its random path.
 
         Raises:
-            CannotCompile: equations of its kind have no compiled form.
+            CannotCompile: it does not say how it looks around other fields, or is not equal to its like.
         """
-        equation = rows.equation
-        converted = type(equation) is Converted
-        inner = equation.equation if converted else equation
-        if type(inner) is ODE:
-            return cls()
-        if type(inner) is Separable:
-            return cls(separable=True)
-        if type(inner) is not SDE:
+        equation, count = rows.equation, len(rows.equation.fields)
+        around = equation.with_fields(*(None,) * count) if hasattr(equation, "with_fields") else None
+        if around is None or not _is_key(around):
             asks = (
-                ": compile the network that it asks, as torch.compile(network)" if hasattr(inner, "remainder") else ""
+                ": compile the network that it asks, as torch.compile(network)"
+                if hasattr(equation, "remainder")
+                else ": give it with_fields(*fields), and make it a frozen dataclass"
             )
-            raise CannotCompile(f"{type(inner).__name__} has no compiled form yet{asks}")
-        return cls(inner.noise, inner.calculus, converted, _kind(rows.noise))
+            raise CannotCompile(f"{type(equation).__name__} has no compiled form yet{asks}")
+        return cls(around, count, None if rows.noise is None else _kind(rows.noise))
 
     def equation(self, f: Any) -> Equation:
         """The equation with these fields."""
-        if self.separable:
-            return Separable(*f)
-        if self.noise is None:
-            return ODE(f)
-        assert self.calculus is not None
-        inner = SDE(f[0], f[1], self.noise, self.calculus)
-        return Converted(inner) if self.converted else inner
+        made = self.around.with_fields(*(f if self.fields > 1 else (f,)))
+        assert made is not None
+        return made
 
     def rows(self, f: Any, layout: Layout, args: tuple[Any, ...], noise: Any) -> Rows:
         """The equation on rows, with unchecked and uncounted fields."""
@@ -82,10 +70,22 @@ class Form:
 
     def called(self, call: Callable[..., Any]) -> Any:
         """Fields that are ``call(number, t, y, *args)``, in the place of the user's."""
-        drift = lambda t, y, *args: call(0, t, y, *args)  # noqa: E731
-        if self.noise is None and not self.separable:
-            return drift
-        return drift, lambda t, y, *args: call(1, t, y, *args)
+        if self.fields == 1:
+            return _numbered(call, 0)
+        return tuple(_numbered(call, number) for number in range(self.fields))
+
+
+def _numbered(call: Callable[..., Any], number: int) -> Callable[..., Any]:
+    return lambda t, y, *args: call(number, t, y, *args)
+
+
+def _is_key(around: Equation) -> bool:
+    """Whether programs can be kept under an equation: it is hashable, and equal to another one made alike."""
+    try:
+        hash(around)
+    except TypeError:
+        return False
+    return around == around.with_fields(*around.fields)
 
 
 def _kind(bound: Any) -> Any:

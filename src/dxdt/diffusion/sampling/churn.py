@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step
-from dxdt.diffeq.problem.equation import Equation, Rows
+from dxdt.diffeq.problem.equation import Equation, Rows, StochasticEquation
 from dxdt.diffusion.processes.process import Process
-from dxdt.diffusion.sampling.predictor import CLAIMS, equation_of, normals, settled
+from dxdt.diffusion.sampling.predictor import CLAIMS, equation_of, normals, reverse_of, settled
 from dxdt.ops.times import Ticks
 from dxdt.ops.tree import Layout
 
@@ -87,7 +87,7 @@ class Churn(Solver):
     def check(self, equation: Equation) -> None:
         self.solver.check(equation)
 
-    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+    def bind(self, driver: Any, equation: StochasticEquation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
         return self.solver.bind(driver, equation, t0, t1, layout)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
@@ -97,7 +97,7 @@ class Churn(Solver):
         return ()
 
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
-        raised = self._raise(eq.equation.process, t, dt)
+        raised = self._raise(reverse_of(eq).process, t, dt)
         start, length = t, dt
         if isinstance(raised, Tensor) or (raised != t).any():
             z = normals(eq, index, 0)
@@ -122,8 +122,8 @@ class Churn(Solver):
         s, r = (torch.as_tensor(value, dtype=torch.float64) for value in (t, raised))
         if not eq.layout.per_sample:
             s, r = s.reshape(()), r.reshape(())
-        forward = eq.equation.process.transition(s, r, x)
-        return torch.addcmul(forward.mean(x, eq.equation.mu), self.noise * forward.std, z)
+        forward = reverse_of(eq).process.transition(s, r, x)
+        return torch.addcmul(forward.mean(x, reverse_of(eq).mu), self.noise * forward.std, z)
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         return (step.y - y).unsqueeze(0)

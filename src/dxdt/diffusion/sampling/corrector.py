@@ -19,8 +19,17 @@ from torch import Tensor
 
 from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step
-from dxdt.diffeq.problem.equation import Equation, Rows
-from dxdt.diffusion.sampling.predictor import CLAIMS, Identity, answer, ends_of, equation_of, normals, settled
+from dxdt.diffeq.problem.equation import Equation, Rows, StochasticEquation
+from dxdt.diffusion.sampling.predictor import (
+    CLAIMS,
+    Identity,
+    answer,
+    ends_of,
+    equation_of,
+    normals,
+    reverse_of,
+    settled,
+)
 from dxdt.ops.times import Ticks
 from dxdt.ops.tree import Layout
 
@@ -153,7 +162,7 @@ class PredictorCorrector(Solver):
     def check(self, equation: Equation) -> None:
         self.inner.check(equation)
 
-    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+    def bind(self, driver: Any, equation: StochasticEquation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
         return self.inner.bind(driver, equation, t0, t1, layout)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
@@ -177,7 +186,7 @@ class PredictorCorrector(Solver):
 
     def _correct(self, eq: Rows, time: Tensor, ends: tuple[Tensor, Tensor], y: Tensor, index: Ticks) -> Tensor:
         """Move ``y`` at a time, an end of the step between ``ends``."""
-        x, process = eq.layout.unpack(y), eq.equation.process
+        x, process = eq.layout.unpack(y), reverse_of(eq).process
         start, end = ends
         alpha = process.transition(end, start, x).r.square()
         c = process.moments(time, x).c

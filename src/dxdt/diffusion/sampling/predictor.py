@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "ends_of",
     "equation_of",
     "normals",
+    "reverse_of",
     "settled",
     "unit",
 ]
@@ -41,6 +42,11 @@ __all__ = [
 CLAIMS = Noisy((), 1.0, 1.0, 1.0, 1.0, 1.0, noises=(Additive,))
 FACTS = Facts(1, 1, noise=CLAIMS)
 """What methods of order one claim on the noise of reverse equations."""
+
+
+def reverse_of(eq: Rows) -> Reverse:
+    """The reverse equation behind rows that were checked."""
+    return cast(Reverse, eq.equation)
 
 
 def equation_of(solver: Any, eq: Rows) -> Reverse:
@@ -72,7 +78,7 @@ def answer(eq: Rows, t: Tensor, x: Tensor) -> Posterior:
     """What the denoiser says at times t () or (batch,), counted."""
     if eq.meter is not None:
         eq.meter.evaluations += 1
-    return eq.equation.remainder(t.to(x.device), x)
+    return reverse_of(eq).remainder(t.to(x.device), x)
 
 
 def normals(eq: Rows, index: Ticks, stream: int) -> Tensor:
@@ -137,7 +143,8 @@ class Predictor(Solver):
     def step(self, eq: Rows, t: Ticks, dt: Ticks, y: Tensor, state: State, index: Ticks) -> Step:
         start, end = ends_of(eq, t, dt)
         known = answer(eq, start, eq.layout.unpack(y))
-        hop = Hop(eq.equation.process, start, end, self.share(eq.equation, start, end))
+        equation = reverse_of(eq)
+        hop = Hop(equation.process, start, end, self.share(equation, start, end))
         x, std = self.move(hop, known)
         if eq.noise is not None and (isinstance(hop.tau, Tensor) or hop.tau > 0):
             x = torch.addcmul(x, std, unit(eq, t, dt, index))

@@ -10,6 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.problem.equation import Equation
 from dxdt.diffusion.processes.process import along
 from dxdt.diffusion.sampling.reverse import ProbabilityFlow
 from dxdt.ops.autodiff import jvp
@@ -19,7 +20,7 @@ __all__ = ["InLogSNR", "clocked"]
 
 @final
 @dataclass(frozen=True, eq=False)
-class InLogSNR:
+class InLogSNR(Equation):
     """The probability flow as an equation in lam = log(a / c).
 
         dx/dlam = (dx/dt) / (dlam/dt),    t = t(lam)
@@ -38,7 +39,7 @@ class InLogSNR:
         """The denoiser, searched for parameters."""
         return self.flow.fields
 
-    def drift(self, lam: Tensor, y: Tensor) -> Tensor:
+    def drift(self, lam: Tensor, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return dx/dlam at `lam` () or (batch,) and `y` (batch, *shape)."""
         process = self.flow.process
         t = process.time(lam.double())

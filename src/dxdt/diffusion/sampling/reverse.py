@@ -17,23 +17,21 @@ Zhang and Chen, "Fast sampling of diffusion models with exponential integrator" 
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
 
-from dxdt.diffeq.problem.equation import Ito
-from dxdt.diffeq.problem.noise import Additive
+from dxdt.diffeq.problem.equation import Equation, Ito, StochasticEquation, Stratonovich
+from dxdt.diffeq.problem.noise import Additive, Noise
 from dxdt.diffusion.denoisers.denoiser import DenoiserLike, Posterior, foreseen
 from dxdt.diffusion.processes.process import Process, along
 from dxdt.diffusion.sampling.profile import Profile
-from dxdt.ops.tree import Layout
 
 
 @dataclass(frozen=True, eq=False)
-class Reverse(ABC):
+class Reverse(Equation):
     """What both kinds of reverse equation share.
 
     Attributes:
@@ -114,7 +112,7 @@ class Reverse(ABC):
             return self.denoiser(y, t, self.mu)
         return self.denoiser(y, t, self.mu, sight=sight)  # pyright: ignore[reportCallIssue]
 
-    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the bracket above at `t` () or (batch,) and `y` (batch, *shape)."""
         rates = self.process.rates(t, y)
         answer = self.remainder(t, y)
@@ -133,22 +131,18 @@ class ProbabilityFlow(Reverse):
 
 @final
 @dataclass(frozen=True, eq=False)
-class ReverseSDE(Reverse):
+class ReverseSDE(Reverse, StochasticEquation):  # pyright: ignore[reportIncompatibleMethodOverride]
     """The reverse equation with noise that depends on time alone, 0 <= tau <= 1; at 0 it only has a driver, for
     methods that bring noise of their own."""
 
-    noise: Additive = Additive()  # noqa: RUF009
-    calculus: Ito = Ito()  # noqa: RUF009
+    noise: Noise = Additive()  # noqa: RUF009
+    calculus: Ito | Stratonovich = Ito()  # noqa: RUF009
 
-    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
+    def diffusion(self, t: Tensor, y: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return tau g(t), shaped like `y`."""
         if self.tau == 0:
             return y.new_zeros(()).expand_as(y)  # also where g is infinite
         return (self.share_at(t, y) * self.process.rates(t, y).g2.sqrt()).expand_as(y)
-
-    def noise_size(self, layout: Layout) -> int:
-        """Return the components of W in a row."""
-        return self.noise.size(layout)
 
 
 def reverse(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ from dxdt.diffeq.methods.exponential.weights import (
 from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver, State, Step
-from dxdt.diffeq.problem.equation import Equation, Ito, Rows, Stratonovich
+from dxdt.diffeq.problem.affine import SemiLinear
+from dxdt.diffeq.problem.equation import Equation, Ito, Rows, StochasticEquation, Stratonovich
 from dxdt.diffeq.problem.noise import Additive
 from dxdt.ops.times import Ticks, scaled_sum
 from dxdt.ops.tree import Layout
@@ -142,19 +143,21 @@ class Exponential(Solver):
                 f"Exponential sees the affine part of an equation, which {type(equation).__name__} does not show: "
                 f"give it dxdt.diffusion.reverse(denoiser), or use dxdt.Tsit5()"
             )
-        if equation.tau and not hasattr(equation, "diffusion"):
+        tau = cast(SemiLinear, equation).tau
+        if tau and not isinstance(equation, StochasticEquation):
             raise ValueError(
-                f"Exponential was given a {type(equation).__name__} with tau={equation.tau} but no diffusion: "
+                f"Exponential was given a {type(equation).__name__} with tau={tau} but no diffusion: "
                 f"give an equation with noise, or tau=0"
             )
 
-    def bind(self, driver: Any, equation: Equation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
+    def bind(self, driver: Any, equation: StochasticEquation, t0: np.ndarray, t1: np.ndarray, layout: Layout) -> Any:
         if driver.adaptive and getattr(equation, "profile", None) is not None:
             raise ValueError(
                 "Exponential: where tau varies the noise has no clock of its own that other grids share: "
                 "give driver=dxdt.Increments(seed), or an equation without a profile"
             )
-        return StepNoise(driver, layout, equation.noise_size(layout), self.kind, float(equation.tau))
+        tau = cast(SemiLinear, equation).tau
+        return StepNoise(driver, layout, equation.noise_size(layout), self.kind, float(tau))
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         if self.memory == 0:
@@ -173,7 +176,7 @@ class Exponential(Solver):
         else:
             index_there = index
         taken = known.course.take(index_there, dt)
-        mu = None if eq.equation.mu is None else _mean(eq)
+        mu = None if eq.affine.mu is None else _mean(eq)
         noises: dict[bytes, Tensor] = {}
         first = eq.answer(taken[0].times[0], y, known.sight(taken[0], 0))
         done = [_Pass(self, eq, y, mu, known, recipe, history, index, noises).run(first) for recipe in taken]
@@ -216,7 +219,7 @@ def _is_semilinear(equation: Equation) -> bool:
 
 def _mean(eq: Rows) -> Tensor:
     """The mean as rows."""
-    mu, whole = eq.equation.mu, eq.layout.whole
+    mu, whole = cast(Tensor, eq.affine.mu), eq.layout.whole
     return eq.layout.pack(mu if tuple(mu.shape) == whole else mu.expand(whole))
 
 
@@ -273,7 +276,7 @@ class _Pass:
                 new = torch.add(new, q, alpha=w)
         if self.mu is not None:
             new = scaled_sum(new, after, self.mu)
-        if self.eq.noise is not None and self.eq.equation.tau and not (type(std) is float and std == 0.0):
+        if self.eq.noise is not None and self.eq.affine.tau and not (type(std) is float and std == 0.0):
             new = scaled_sum(new, std, self._noise(line))
         return new
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def _prepared(eq: Rows, found: Course) -> list[list[dict[int, Any]]] | None:
     steps = [torch.from_numpy(r.mask[:, 0]).nonzero().flatten() for r in found.recipes]
     wanted = [t.squeeze(1)[own] for r, own in zip(found.recipes, steps, strict=True) for t in r.times]
     like = torch.empty((), dtype=eq.layout.dtypes[0], device=eq.layout.device)
-    prepared = eq.equation.foresee(torch.cat(wanted), like)
+    prepared = cast(Any, eq.equation).foresee(torch.cat(wanted), like)
     if prepared is None:
         return None
     rest = iter(prepared)

@@ -57,7 +57,7 @@ class _Steps:
 
 def course(solver: Any, eq: Rows, y: Tensor, t: Any, dt: Ticks | None = None, gaps: Tensor | None = None) -> Course:
     """The recipes of a grid ``t``, ``(N + 1, C)``, or of one step from t to t + dt with a history of gaps."""
-    equation: SemiLinear = eq.equation
+    equation = eq.affine
     wants = eq.outlook.dense, eq.outlook.errors
     if dt is None:
         with torch.no_grad():
