@@ -53,10 +53,7 @@ SOLVERS = tuple(s for name in sorted(dxdt.__all__) if (s := _ready(name)) is not
 EXPLICIT = tuple(
     s
     for s in SOLVERS
-    if not s.facts.stochastic
-    and not s.facts.implicit
-    and not s.facts.separable
-    and not s.facts.semilinear
+    if not s.facts.stochastic and not s.facts.implicit and not s.facts.separable and not s.facts.semilinear
 )
 """Those that solve any ordinary differential equation explicitly."""
 
@@ -76,7 +73,8 @@ def chosen(solvers: Sequence[Solver]) -> list[Any]:
     quick = {"Kvaerno3", "RadauIIA3", "Rodas5P"}
     marks = [pytest.mark.slow]
     return [
-        pytest.param(s, id=identify(s), marks=marks if s.facts.implicit and identify(s) not in quick else []) for s in solvers
+        pytest.param(s, id=identify(s), marks=marks if s.facts.implicit and identify(s) not in quick else [])
+        for s in solvers
     ]
 
 

@@ -179,8 +179,10 @@ class _Former(MetaPathFinder, Loader):
 
 
 def _alias(old: str, module: ModuleType) -> ModuleType:
-    """A module under its old name, with the same objects in it."""
+    """A module under its old name, with the same objects in it, and with what else is public in its room."""
     alias = ModuleType(old, module.__doc__)
+    door = importlib.import_module(".".join(module.__name__.split(".")[:2]))
+    alias.__dict__["__getattr__"] = lambda name: getattr(door, name)
     alias.__dict__.update({k: v for k, v in vars(module).items() if k not in ("__name__", "__spec__", "__loader__")})
     return alias
 

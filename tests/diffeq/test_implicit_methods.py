@@ -168,7 +168,9 @@ def robertson(t, y):
 ROBERTSON = torch.tensor([1.786592114209946e-02, 7.274751468436598e-08, 9.821340061103954e-01], dtype=D)
 
 
-@pytest.mark.parametrize("solver", chosen([s for s in IMPLICIT if s.facts.error_order is not None and s.facts.order >= 3]))
+@pytest.mark.parametrize(
+    "solver", chosen([s for s in IMPLICIT if s.facts.error_order is not None and s.facts.order >= 3])
+)
 def test_robertson(solver):
     y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)
     sol = dxdt.solve(dxdt.ODE(robertson), y0, (0.0, 1e5), solver=solver, controller=PID(1e-5, 1e-10))

@@ -1,7 +1,8 @@
 """Solving differential equations: dy = f(t, y) dt + g(t, y) dX(t)."""
 
 from dxdt.diffeq.compiled.context import compiling
-from dxdt.diffeq.control.controller import PI, PID, Clip, Constant, Controller, Grid, I, max_norm, rms
+from dxdt.diffeq.control.controller import Clip, Constant, Controller, Decision, Grid, max_norm, rms
+from dxdt.diffeq.control.pid import PI, PID, I
 from dxdt.diffeq.control.revisit import Revisit
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.gradients.backsolve import Backsolve
@@ -35,6 +36,7 @@ from dxdt.diffeq.methods.exponential.weights import (
     NoisePrediction,
     largest_step,
 )
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.high_order import Dopri8, Vern7
 from dxdt.diffeq.methods.implicit.collocation import GaussLegendre4, GaussLegendre6, RadauIIA3, RadauIIA5
 from dxdt.diffeq.methods.implicit.dirk import SDIRK2, TRBDF2, ImplicitEuler, ImplicitMidpoint, Trapezoidal
@@ -74,7 +76,7 @@ from dxdt.diffeq.methods.symplectic import (
 from dxdt.diffeq.methods.tableau import Tableau
 from dxdt.diffeq.problem.affine import SemiLinear
 from dxdt.diffeq.problem.conversion import Converted, to_ito, to_stratonovich
-from dxdt.diffeq.problem.equation import ODE, SDE, Ito, Stratonovich
+from dxdt.diffeq.problem.equation import ODE, SDE, Equation, Ito, StochasticEquation, Stratonovich
 from dxdt.diffeq.problem.noise import Additive, Commutative, Diagonal, General, Scalar, Sum
 from dxdt.diffeq.problem.split import SplitODE
 from dxdt.diffeq.problem.status import Status
@@ -118,17 +120,20 @@ __all__ = [
     "Converted",
     "Corrector",
     "DataPrediction",
+    "Decision",
     "Diagonal",
     "Direct",
     "Dopri5",
     "Dopri8",
     "EES25",
+    "Equation",
     "Euler",
     "EulerHeun",
     "EulerMaruyama",
     "Event",
     "Exact",
     "Exponential",
+    "Facts",
     "General",
     "Gradient",
     "Grid",
@@ -177,6 +182,7 @@ __all__ = [
     "Status",
     "SteadyState",
     "Stochastic",
+    "StochasticEquation",
     "StochasticHeun",
     "StochasticMidpoint",
     "StoermerVerlet",

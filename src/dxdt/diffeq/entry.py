@@ -14,7 +14,8 @@ from torch import Tensor
 from dxdt.diffeq.checks import check_noise
 from dxdt.diffeq.compiled.context import is_compiling
 from dxdt.diffeq.compiled.solve import compiled
-from dxdt.diffeq.control.controller import PID, Constant, Controller, Grid, Span
+from dxdt.diffeq.control.controller import Constant, Controller, Grid, Span
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.gradients.gradient import Direct, Gradient, Inputs, Outcome
 from dxdt.diffeq.loop.advance import run
 from dxdt.diffeq.loop.dense import DensePath

@@ -16,7 +16,8 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dxdt.diffeq.control.controller import PID, Controller
+from dxdt.diffeq.control.controller import Controller
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.gradients.gradient import Gradient
 from dxdt.diffeq.methods.explicit import Tsit5

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dxdt.diffeq import PID, Controller, Gradient
 from dxdt.diffeq.control.controller import Decision, Scale
-from dxdt.diffeq.programs.controller_split import static
 
 __all__ = ["Measured", "Watched", "lenient"]
 
@@ -73,14 +72,12 @@ class Measured(Controller):
     def start(self, span: Any, dt: Any, order: float | None) -> tuple[Any, tuple[Any, ...]]:
         return self.inner.start(span, dt, order)
 
+    def split(self) -> tuple[Controller, Any]:
+        inner, table = self.inner.split()
+        return Measured(cast(PID, inner), self.norm), table
+
     def decide(self, span: Any, error: Any, t: Any, dt: Any, state: tuple[Any, ...]) -> Decision:
         return self.inner.decide(span, error, t, dt, state)
-
-
-@static.register
-def _(controller: Measured) -> tuple[Controller, Any]:
-    inner, table = static(controller.inner)
-    return Measured(cast(PID, inner), controller.norm), table
 
 
 @final

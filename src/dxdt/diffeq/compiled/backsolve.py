@@ -17,11 +17,10 @@ from dxdt.diffeq.compiled.forward import Forward, check_field, compilable, undon
 from dxdt.diffeq.gradients.adjoint_rows import NODES, AdjointRows
 from dxdt.diffeq.gradients.adjoint_sweep import EagerSweep, Sweep, Way, adjoint_of, arrived, part_of
 from dxdt.diffeq.gradients.backsolve import Backsolve, Task, args_of
-from dxdt.diffeq.gradients.gradient import Inputs, Outcome
+from dxdt.diffeq.gradients.gradient import Inputs, Outcome, Problem
 from dxdt.diffeq.loop.advance import run
 from dxdt.diffeq.loop.plan import Plan
-from dxdt.diffeq.loop.saving import Recorder
-from dxdt.diffeq.programs.controller_split import static
+from dxdt.diffeq.programs.controller_split import split
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.programs.engine import first_step, program, tables
 from dxdt.diffeq.programs.field_key import identified
@@ -33,12 +32,13 @@ from dxdt.ops.tree import tree_map
 __all__ = ["backsolved"]
 
 
-def backsolved(plan: Plan, inputs: Inputs, gradient: Backsolve, dt: Any, recorder: Recorder) -> Outcome:
+def backsolved(gradient: Backsolve, problem: Problem) -> Outcome:
     """A compiled solve whose outcome is differentiable by the continuous adjoint.
 
     Raises:
         CannotCompile: the solve, its field or the backward solve has no compiled form.
     """
+    plan, inputs, dt, recorder = problem
     with undone(plan, recorder):
         compilable(plan)
         gradient.check(plan, inputs, recorder)
@@ -74,7 +74,7 @@ class _Back:
             raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
         if equation.noise is not None:
             raise CannotCompile("Backsolve along a random path has no compiled form yet; Checkpointed() has")
-        rule, _ = static(controller)
+        rule, _ = split(controller)
         self.holder, self.names = hold(fields_of(equation.equation), equation.modules(), inputs.params)
         shared = *args_of(inputs), *inputs.params
         adjoint = adjoint_of(plan, [x for x in shared if x.requires_grad], seminorm)
@@ -117,7 +117,7 @@ class _Sweep:
         self.sums = tuple(self.adjoint.sums) if self.adjoint.integrates else ()
         scale, y = self.adjoint.scale(controller), inputs.y
         self.scale = (None, None) if scale is None else (_like(scale.atol, y), _like(scale.rtol, y))
-        self.table = static(controller)[1]
+        self.table = split(controller)[1]
         self.limit = torch.tensor(self.made.way.max_steps, device=y.device)
         dt, rows = self.eager.dt, self.adjoint.layout.rows
         if not controller.adaptive:

@@ -23,7 +23,7 @@ from dxdt.diffeq.compiled.pieces import Piece, chained, pieces
 from dxdt.diffeq.compiled.state_cotangents import Memories
 from dxdt.diffeq.compiled.time_cotangents import TimeCotangents
 from dxdt.diffeq.gradients.closure_tensors import captured, lost
-from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Outcome
+from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Outcome, Problem
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.programs.engine import Program, Records, prepare
@@ -40,12 +40,13 @@ _looked: dict[Any, None] = {}
 _FIELDS = 256
 
 
-def recomputed(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome:
+def recomputed(gradient: Gradient | None, problem: Problem) -> Outcome:
     """A compiled solve whose outcome is differentiable by the recorded steps.
 
     Raises:
         CannotCompile: the solve or its field has no compiled form.
     """
+    plan, inputs, dt, recorder = problem
     with undone(plan, recorder):
         compilable(plan)
         if plan.solver.facts.stateful and plan.watch is not None:

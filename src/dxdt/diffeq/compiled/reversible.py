@@ -14,7 +14,7 @@ from dxdt.diffeq.compiled.checkpointed import Entry, detached, entries, first_on
 from dxdt.diffeq.compiled.forward import Forward, check_field, compilable, undone
 from dxdt.diffeq.compiled.reverse_walk import Walked, WalkProgram, WalkShape
 from dxdt.diffeq.gradients.cotangents import vjp_of
-from dxdt.diffeq.gradients.gradient import Inputs, Outcome
+from dxdt.diffeq.gradients.gradient import Inputs, Outcome, Problem
 from dxdt.diffeq.gradients.reversible import LOST, Reversible, missed
 from dxdt.diffeq.loop.plan import Plan
 from dxdt.diffeq.loop.saving import Recorder
@@ -29,12 +29,13 @@ from dxdt.ops.times import beside
 __all__ = ["walked_back"]
 
 
-def walked_back(plan: Plan, inputs: Inputs, gradient: Reversible, dt: Any, recorder: Recorder) -> Outcome:
+def walked_back(gradient: Reversible, problem: Problem) -> Outcome:
     """A compiled solve whose outcome is differentiable by walking back along its steps.
 
     Raises:
         CannotCompile: the solve, its field or the walk has no compiled form.
     """
+    plan, inputs, dt, recorder = problem
     with undone(plan, recorder):
         gradient.check(plan)
         compilable(plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -13,10 +12,7 @@ from dxdt.diffeq.compiled.backsolve import backsolved
 from dxdt.diffeq.compiled.checkpointed import recomputed
 from dxdt.diffeq.compiled.forward import run_compiled
 from dxdt.diffeq.compiled.reversible import walked_back
-from dxdt.diffeq.gradients.backsolve import Backsolve
-from dxdt.diffeq.gradients.checkpointed import Checkpointed
-from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Outcome
-from dxdt.diffeq.gradients.reversible import Reversible
+from dxdt.diffeq.gradients.gradient import Compiled, Gradient, Inputs, Outcome, Problem
 from dxdt.diffeq.loop.plan import Plan
 from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.programs.eager_fallback import warn_once
@@ -24,6 +20,8 @@ from dxdt.diffeq.programs.scalars import keep_numbers, lift
 from dxdt.diffeq.programs.signature import fields_of
 
 __all__ = ["compiled"]
+
+_WAYS = Compiled(stored=recomputed, reversed=walked_back, adjoint=backsolved)
 
 
 def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
@@ -54,42 +52,14 @@ def _once(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, record
     if gradient is not None and gradient.shows:
         raise CannotCompile("callbacks that see every step have no compiled form")
     if torch.is_grad_enabled() and (any(x.requires_grad for x in inputs.tensors()) or _events_differ(plan, inputs)):
-        return _differentiable(gradient, plan, inputs, dt, recorder)
+        problem = Problem(plan, inputs, dt, recorder)
+        outcome = _WAYS.stored(None, problem) if gradient is None else gradient.compiled(_WAYS, problem)
+        if outcome is None:
+            raise CannotCompile(f"{gradient} has no compiled form; Checkpointed(), Reversible() and Backsolve() have")
+        return outcome
     return run_compiled(plan, inputs.y, dt, recorder)
 
 
 def _events_differ(plan: Plan, inputs: Inputs) -> bool:
     """Whether events depend on something of their own that requires a gradient."""
     return plan.watch is not None and any(x.requires_grad for x in plan.watch.probe(plan.span.t0, inputs.y))
-
-
-@singledispatch
-def _differentiable(gradient: Gradient | None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
-    """A compiled solve whose outcome is differentiable by a rule.
-
-    Raises:
-        CannotCompile: the solve, its field or the rule has no compiled form.
-    """
-    raise CannotCompile(f"{gradient} has no compiled form; Checkpointed(), Reversible() and Backsolve() have")
-
-
-@_differentiable.register
-def _(gradient: None, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
-    return recomputed(plan, inputs, gradient, dt, recorder)
-
-
-@_differentiable.register
-def _(gradient: Checkpointed, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
-    if gradient.slots is not None:
-        raise CannotCompile(f"{gradient} has no compiled form; Checkpointed() has")
-    return recomputed(plan, inputs, gradient, dt, recorder)
-
-
-@_differentiable.register
-def _(gradient: Backsolve, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
-    return backsolved(plan, inputs, gradient, dt, recorder)
-
-
-@_differentiable.register
-def _(gradient: Reversible, plan: Plan, inputs: Inputs, dt: Any, recorder: Recorder) -> Outcome:
-    return walked_back(plan, inputs, gradient, dt, recorder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -64,6 +65,14 @@ class Revisit(Controller):
         """Whether the inner rule has times at which steps end."""
         return self.controller.stops
 
+    @property
+    def length(self) -> float | None:
+        return self.controller.length
+
+    def split(self) -> tuple[Controller, Any]:
+        inner, table = self.controller.split()
+        return _revisit(inner, self.depth), table
+
     def scale(self, layout: Layout) -> Scale | None:
         return self.controller.scale(layout)
 
@@ -108,3 +117,8 @@ def _shifted(rest: Ticks, entry: Ticks, last: bool = False) -> Ticks:
 
 def _where(mask: Ticks, a: Any, b: Any) -> Any:
     return torch.where(mask, a, b) if isinstance(mask, Tensor) else np.where(mask, a, b)
+
+
+@lru_cache(maxsize=256)
+def _revisit(inner: Controller, depth: int) -> Revisit:
+    return Revisit(inner, depth)

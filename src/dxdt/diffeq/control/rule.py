@@ -117,6 +117,23 @@ class Controller(ABC):
         """The ends of all steps, ``(N + 1, 1)`` or ``(N + 1, R)``, where they are known; rows stay at their last."""
         return None
 
+    @property
+    def length(self) -> float | None:
+        """Length of all steps, where the rule prescribes one."""
+        return None
+
+    def most_steps(self, span: Span, dt: Ticks | None) -> int | None:
+        """A bound on the accepted steps of a row, where there is one beforehand."""
+        return None
+
+    def split(self) -> tuple[Controller, Any]:
+        """The rule that shapes a program, and what is an input of it.
+
+        The input is a table of times ``(N, 1)`` or ``(N, R)``, or two lists ``(N,)`` and the input of a rule inside,
+        or None. Solves whose rules are equal share a program; here, the rule has no inputs.
+        """
+        return self, None
+
     def land(self, span: Span, t: Ticks, dt: Ticks) -> tuple[Ticks, Ticks]:
         """Clock after the step [t, t + dt], by the bit where it meets a stop, and whether that is a jump."""
         raise NotImplementedError(

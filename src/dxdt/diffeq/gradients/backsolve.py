@@ -23,7 +23,7 @@ from dxdt.diffeq.control.revisit import Revisit
 from dxdt.diffeq.gradients.adjoint_rows import AdjointRows
 from dxdt.diffeq.gradients.adjoint_sweep import EagerSweep, Sweep, Way, adjoint_of
 from dxdt.diffeq.gradients.closure_tensors import captured
-from dxdt.diffeq.gradients.gradient import Direct, Gradient, Inputs, Loop, Outcome
+from dxdt.diffeq.gradients.gradient import Compiled, Direct, Gradient, Inputs, Loop, Outcome, Problem
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.methods.solver import Solver
@@ -85,6 +85,9 @@ class Backsolve(Gradient):
             return EagerSweep.of(way, loop, adjoint_of(again, shared, way.seminorm), again, dt)
 
         return Task(self, plan, inputs, recorder, solved, back).outcome()
+
+    def compiled(self, ways: Compiled, problem: Problem) -> Outcome:
+        return ways.adjoint(self, problem)
 
     def check(self, plan: Plan, inputs: Inputs, recorder: Recorder) -> None:
         """Raise ValueError for a solve that cannot be differentiated by this rule."""

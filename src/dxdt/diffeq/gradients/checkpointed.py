@@ -17,7 +17,7 @@ from torch import Tensor
 from dxdt.diffeq.gradients.checkpoint_slots import OnlineSlots, split
 from dxdt.diffeq.gradients.closure_tensors import captured
 from dxdt.diffeq.gradients.cotangents import Cotangents, added, vjp_of
-from dxdt.diffeq.gradients.gradient import Answers, Direct, Gradient, Inputs, Loop, Outcome, Outputs
+from dxdt.diffeq.gradients.gradient import Answers, Compiled, Direct, Gradient, Inputs, Loop, Outcome, Outputs, Problem
 from dxdt.diffeq.loop.plan import NOTHING, After, Attempt, Carry, Plan, Point, choose_state
 from dxdt.diffeq.loop.saving import Recorder, Request, Served
 from dxdt.diffeq.loop.start import begin, start
@@ -56,6 +56,9 @@ class Checkpointed(Gradient):
 
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         return recomputed(Task(loop, plan, inputs, dt, recorder, self.slots))
+
+    def compiled(self, ways: Compiled, problem: Problem) -> Outcome | None:
+        return ways.stored(self, problem) if self.slots is None else None
 
 
 def recomputed(task: Task) -> Outcome:

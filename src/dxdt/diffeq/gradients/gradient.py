@@ -22,7 +22,7 @@ from dxdt.diffeq.loop.start import begin
 from dxdt.ops.times import Ticks
 from dxdt.ops.tree import flatten, tree_map
 
-__all__ = ["Answers", "Direct", "Gradient", "Inputs", "Loop", "Outcome", "Outputs"]
+__all__ = ["Answers", "Compiled", "Direct", "Gradient", "Inputs", "Loop", "Outcome", "Outputs", "Problem"]
 
 Loop = Callable[[Plan, Carry, Callable[[Carry, Attempt, After], Any] | None], Carry]
 
@@ -101,6 +101,29 @@ Outputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | No
 """The tensors of an outcome, in its order."""
 
 
+class Problem(NamedTuple):
+    """What a compiled solve is asked for: the arguments of ``Gradient.run`` but the loop."""
+
+    plan: Plan
+    inputs: Inputs
+    dt: Ticks | None
+    recorder: Recorder
+
+
+class Compiled(NamedTuple):
+    """The ways in which programs differentiate a solve: each takes the rule, or None, and the problem.
+
+    Attributes:
+        stored: where steps began is kept, and each is formed again.
+        reversed: steps are undone from the end.
+        adjoint: the adjoint equation is solved backwards.
+    """
+
+    stored: Callable[[Any, Problem], Outcome]
+    reversed: Callable[[Any, Problem], Outcome]
+    adjoint: Callable[[Any, Problem], Outcome]
+
+
 class Gradient(ABC):
     """A rule for differentiating a solve.
 
@@ -113,6 +136,10 @@ class Gradient(ABC):
     @abstractmethod
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:
         """Solve, so that the outcome is differentiable in the inputs."""
+
+    def compiled(self, ways: Compiled, problem: Problem) -> Outcome | None:
+        """The same by programs, in one of the ways there are, or None where the rule has no compiled form."""
+        return None
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from dxdt.diffeq.gradients.checkpoint_slots import OnlineSlots
 from dxdt.diffeq.gradients.checkpointed import Begun, Task, recomputed
 from dxdt.diffeq.gradients.clock_tape import Starts, donor
-from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Loop, Outcome, Outputs
+from dxdt.diffeq.gradients.gradient import Compiled, Gradient, Inputs, Loop, Outcome, Outputs, Problem
 from dxdt.diffeq.loop.plan import Attempt, Carry, Plan, choose_state
 from dxdt.diffeq.loop.saving import Recorder, Request
 from dxdt.diffeq.loop.step import attach, sided
@@ -62,6 +62,9 @@ class Reversible(Gradient):
         rows = plan.equation.layout.rows
         single = not plan.equation.layout.per_sample
         return recomputed(_Walk(loop, plan, inputs, dt, recorder, None, Starts(rows, single)))
+
+    def compiled(self, ways: Compiled, problem: Problem) -> Outcome:
+        return ways.reversed(self, problem)
 
     def check(self, plan: Plan) -> None:
         """Raise ValueError for a solver that has no inverse."""

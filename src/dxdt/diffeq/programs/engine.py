@@ -24,14 +24,14 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from dxdt.compiler.compile import Functions
 from dxdt.compiler.explain import CannotCompile, NotForAllSizes, why
-from dxdt.diffeq.control.controller import Constant, Controller, Scale, Span
+from dxdt.diffeq.control.controller import Controller, Scale, Span
 from dxdt.diffeq.loop.advance import advance
 from dxdt.diffeq.loop.plan import Carry, Plan, pack, unpack
 from dxdt.diffeq.loop.start import begin
 from dxdt.diffeq.methods.solver import Phase, Solver
 from dxdt.diffeq.problem.status import RUNNING
 from dxdt.diffeq.programs.batch import Batch
-from dxdt.diffeq.programs.controller_split import static
+from dxdt.diffeq.programs.controller_split import split
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.programs.field_key import identified
 from dxdt.diffeq.programs.open_batch import Sizes
@@ -334,7 +334,7 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, states: bool = False) 
     Raises:
         CannotCompile: the solve has no compiled form.
     """
-    controller, table = static(plan.controller)
+    controller, table = split(plan.controller)
     layout, solver = plan.equation.layout, plan.solver
     if not solver.facts.compiles:
         raise CannotCompile(f"{type(solver).__name__} has no compiled form yet")
@@ -366,8 +366,7 @@ def prepare(plan: Plan, y: Tensor, dt: Any, starts: bool, states: bool = False) 
 
 def first_step(controller: Controller, dt: Any, rows: int) -> Any:
     """The step that a controller prescribes, ``(R,)``, or the one that is given."""
-    inner = getattr(controller, "controller", controller)
-    return np.full(rows, abs(inner.dt)) if isinstance(inner, Constant) and inner.dt is not None else dt
+    return dt if controller.length is None else np.full(rows, controller.length)
 
 
 def _degree(plan: Plan) -> int:

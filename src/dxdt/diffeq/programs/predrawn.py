@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dxdt.compiler.explain import CannotCompile
 from dxdt.compiler.open_sizes import leave_open
-from dxdt.diffeq.control.controller import Clip, Constant, Grid
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.programs.pullback import room
 
@@ -95,17 +93,10 @@ def _any_length(drawn: Any) -> None:
 
 def _steps(plan: Plan, dt: Any) -> int:
     """A bound on the steps of a row."""
-    controller, span, more = plan.controller, plan.span, 0
-    while isinstance(controller, Clip):
-        controller, more = controller.controller, more + len(controller.steps) + len(controller.jumps_at)
-    if isinstance(controller, Grid):
-        count = len(controller.times) - 1
-    elif not isinstance(controller, Constant):
-        raise CannotCompile(f"noise of known steps has no compiled form under {type(controller).__name__}")
-    else:
-        length = np.abs(np.asarray(span.t1) - np.asarray(span.t0))
-        count = int(np.ceil(np.max(length / np.abs(np.asarray(dt))))) + 1
-    return min(count + more, plan.max_steps)
+    count = plan.controller.most_steps(plan.span, dt)
+    if count is None:
+        raise CannotCompile(f"noise of known steps has no compiled form under {type(plan.controller).__name__}")
+    return min(count, plan.max_steps)
 
 
 def redrawn(path: Any, noise: Any) -> Callable[[], Any]:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dxdt.diffeq.control.controller import PID, Grid
+from dxdt.diffeq.control.controller import Grid
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dxdt.diffeq.control.controller import PID
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dxdt.diffeq.control.controller import PID, Grid
+from dxdt.diffeq.control.controller import Grid
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.loop.save import Save
 from dxdt.diffeq.methods.explicit import Tsit5

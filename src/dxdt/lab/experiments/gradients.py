@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxdt.diffeq.control.controller import PID
+from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.gradients.backsolve import Backsolve
 from dxdt.diffeq.gradients.checkpointed import Checkpointed

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.implicit.dirk import marked, weighted_sum
 from dxdt.diffeq.methods.implicit.newton import StageNewton, slopes_of, step_size, tied, wants_gradient
 from dxdt.diffeq.methods.implicit.tableau import ImplicitTableau
-from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.linear import Factored, factor, identity

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.implicit.newton import (
     Field,
     StageNewton,
@@ -27,7 +28,6 @@ from dxdt.diffeq.methods.implicit.newton import (
     wants_gradient,
 )
 from dxdt.diffeq.methods.implicit.tableau import ImplicitTableau
-from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.methods.solver import Solver, State, Step, hermite
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.linear import Factored, factor, identity

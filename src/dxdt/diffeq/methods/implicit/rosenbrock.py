@@ -19,8 +19,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.methods.implicit.newton import wants_gradient
 from dxdt.diffeq.methods.facts import Facts
+from dxdt.diffeq.methods.implicit.newton import wants_gradient
 from dxdt.diffeq.methods.solver import Solver, State, Step
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.autodiff import jacobian, jvp
