@@ -181,7 +181,7 @@ def test_a_backward_solve_that_fails_is_an_error(traced, strict):
 
 def test_a_backward_solve_without_compiled_form_runs_eager(fresh, monkeypatch):
     """The forward solve is over by then: the eager sweep takes over, and says so once."""
-    from dxdt.diffeq import functions
+    from dxdt.compiler import compile as functions
 
     made = iter([lambda graph, inputs: graph.forward])
     monkeypatch.setattr(functions, "backend", lambda graph, inputs: next(made)(graph, inputs))

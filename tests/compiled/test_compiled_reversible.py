@@ -158,7 +158,7 @@ def test_what_cannot_be_walked_compiled_runs_eager(fresh):
 
 @pytest.mark.slow
 def test_a_walk_without_compiled_form_runs_eager(fresh, monkeypatch):
-    from dxdt.diffeq import functions
+    from dxdt.compiler import compile as functions
 
     made = iter([lambda graph, inputs: graph.forward])
     monkeypatch.setattr(functions, "backend", lambda graph, inputs: next(made)(graph, inputs))
