@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dxdt
-from claims import SOLVERS, identify, one_step, slope
+from claims import EXPLICIT, identify, one_step, slope
 from dxdt.diffeq.methods.facts import Facts
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.tree import Layout
@@ -88,7 +88,7 @@ def padded(values, s):
 
 TABLEAUX = {
     identify(s): s.tableau if hasattr(s, "tableau") else s.registers.tableau
-    for s in SOLVERS
+    for s in EXPLICIT
     if hasattr(s, "tableau") or hasattr(s, "registers")
 }
 
