@@ -11,11 +11,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: demo test check bench peers docs clean help
+.PHONY: demo test quick check bench peers docs clean help
 
 help:
 	@echo "make demo               train and solve on embedded data, write runs/demo/report.html"
 	@echo "make test               run the tests, with the time each room took (ARGS=... goes to pytest)"
+	@echo "make quick              floors, doors and one case of each law, in less than a minute"
 	@echo "make check              ruff, pyright, and the floors test"
 	@echo "make bench              time dxdt against the peers that are installed (ARGS=... goes to dxdt bench)"
 	@echo "make peers PEERS=DIR    run the peers' own test suites, in DIR, against dxdt.compat"
@@ -39,6 +40,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+# One case of each law: the orders, gradients, isolation, events and executors of one method.
+QUICK := tests/test_floors.py tests/test_door.py tests/test_docs.py tests/diffeq/test_orders.py \
+	tests/diffeq/test_gradient_table.py tests/diffeq/test_isolation.py tests/diffeq/test_front_door.py
+quick: $(READY)
+	$(BIN)/python -m pytest -q $(QUICK) -k "Tsit5 or floors or door or docs or changelog or exported or front"
 
 check: $(READY)
 	$(BIN)/ruff check .
