@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dxdt.lab.memory import LiveBytes
+from dxdt.lab.evaluation.memory import LiveBytes
 
 __all__ = ["LiveBytes", "Operations", "host_syncs"]
 

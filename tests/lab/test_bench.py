@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-
-from dxdt.lab.bench import BENCHES, bench, bench_ensemble, ensemble
-from dxdt.lab.bench.command import bench_command
-from dxdt.lab.bench.measure import count_operations, time_together
-from dxdt.lab.bench.peers import PEERS
-from dxdt.lab.bench.problems import PROBLEMS
-from dxdt.lab.bench.scaling import scaling
+from benchmarks import BENCHES, bench, bench_ensemble, ensemble
+from benchmarks.command import bench_command
+from benchmarks.measure import count_operations, time_together
+from benchmarks.peers import PEERS
+from benchmarks.problems import PROBLEMS
+from benchmarks.scaling import scaling
 
 
 def test_a_run_writes_what_it_found(tmp_path):

@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-
-from dxdt.lab.bench import BENCHES
-from dxdt.lab.bench import brownian as queries
-from dxdt.lab.bench import sde as solves
+from benchmarks import BENCHES
+from benchmarks import brownian as queries
+from benchmarks import sde as solves
 
 
 @pytest.fixture

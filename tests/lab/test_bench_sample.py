@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from dxdt.lab.bench.sample import bench_sample
+from benchmarks.sample import bench_sample
 
 
 def test_samplers_agree_and_are_recorded(tmp_path: Path):

@@ -8,17 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dxdt.lab.ema import (
-    Averages,
-    Fixed,
-    HalfLife,
-    PowerFunction,
-    Snapshot,
-    WarmUp,
-    coefficients,
-    exponent,
-    reconstruct,
-)
+from dxdt.lab.training.averaging import Fixed, HalfLife, PowerFunction, WarmUp, exponent
+from dxdt.lab.training.ema import Averages, Snapshot, coefficients, reconstruct
 
 
 class Net(nn.Module):

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments import few_steps
 
 from dxdt.diffeq import Exponential, Heun, Inside
 from dxdt.diffusion import DDIM, VP, Angle, Denoiser, LogSNR, Table, gaussian_oracle, sample
 from dxdt.diffusion.processes.table import linear_betas
-from dxdt.lab.data import data_folder
-from dxdt.lab.experiments import few_steps
-from dxdt.lab.few_step_page import Few
-from dxdt.lab.few_step_page import few_steps as page
-from dxdt.lab.few_step_samplers import Foreign, InPieces, Ours, steps_within
+from dxdt.lab.data.folder import data_folder
+from dxdt.lab.demo.few_step_page import Few
+from dxdt.lab.demo.few_step_page import few_steps as page
+from dxdt.lab.demo.few_step_samplers import Foreign, InPieces, Ours, steps_within
 
 PROCESS = VP(Table.from_betas(linear_betas()))
 ORACLE = gaussian_oracle(PROCESS, torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.1]))

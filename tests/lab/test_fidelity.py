@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from dxdt.lab.classifiers import mnist_cnn, resnet20
-from dxdt.lab.feature_nets import feature_net
-from dxdt.lab.fidelity import Moments, feature_distance, features_of, frechet
-from dxdt.lab.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
-from dxdt.lab.readers import open_images
+from dxdt.lab.data.readers import open_images
+from dxdt.lab.evaluation.classifiers import mnist_cnn, resnet20
+from dxdt.lab.evaluation.features import feature_net
+from dxdt.lab.evaluation.fidelity import Moments, feature_distance, features_of, frechet
+from dxdt.lab.evaluation.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
 
 
 def test_the_distance_is_that_of_the_matrix_root():

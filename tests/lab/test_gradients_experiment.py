@@ -1,8 +1,7 @@
 """The comparison of gradient rules, small: equal losses, ordered memory, fewer evaluations."""
 
 import pytest
-
-from dxdt.lab.experiments.gradients import Comparison, run, table
+from experiments.gradients import Comparison, run, table
 
 
 @pytest.mark.slow

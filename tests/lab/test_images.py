@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dxdt.lab.draws import Draws, Order
-from dxdt.lab.images import Crop, Flip, ImageFolder, Pixels, Selection, Shift, grid_picture
-from dxdt.lab.readers import open_images, read_idx, read_npz
+from dxdt.lab.data.batch_rng import Draws, Order
+from dxdt.lab.data.images import Crop, Flip, ImageFolder, Pixels, Selection, Shift, grid_picture
+from dxdt.lab.data.readers import open_images, read_idx, read_npz
 
 
 def draws(rows: int = 8, step: int = 0, seed: int = 0) -> Draws:

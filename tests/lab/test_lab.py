@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from dxdt.lab.cli import main
-from dxdt.lab.config import differences, from_plain, to_plain
-from dxdt.lab.data import data_folder, digits, measured_pendulum
-from dxdt.lab.demo import Demo, quick, run_demo
-from dxdt.lab.draws import Draws
-from dxdt.lab.ema import Fixed
-from dxdt.lab.files import load_checkpoint, save_checkpoint, write_atomic
-from dxdt.lab.metrics import Classifier, controls, novelty
-from dxdt.lab.run import Run
-from dxdt.lab.train import Training, train
-from dxdt.lab.trajectory import simulated_pendulum
+from dxdt.lab.data.batch_rng import Draws
+from dxdt.lab.data.datasets import digits, measured_pendulum
+from dxdt.lab.data.folder import data_folder
+from dxdt.lab.demo.demonstration import Demo, quick, run_demo
+from dxdt.lab.evaluation.metrics import Classifier, controls, novelty
+from dxdt.lab.runs.config import differences, from_plain, to_plain
+from dxdt.lab.runs.files import load_checkpoint, save_checkpoint, write_atomic
+from dxdt.lab.runs.run import Run
+from dxdt.lab.training.averaging import Fixed
+from dxdt.lab.training.settings import Training
+from dxdt.lab.training.trainer import train
+from dxdt.lab.training.trajectory import simulated_pendulum
 
 
 @pytest.fixture(scope="module")

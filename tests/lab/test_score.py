@@ -16,12 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dxdt.lab.choices import EdmLoss, Preconditioned, SmallUNet, Ve
 from dxdt.lab.cli import main
-from dxdt.lab.config import from_plain, read_config, to_plain
-from dxdt.lab.ema import PowerFunction
-from dxdt.lab.score import Score, load_model, train_score
-from dxdt.lab.train import Training
+from dxdt.lab.runs.config import from_plain, read_config, to_plain
+from dxdt.lab.training.averaging import PowerFunction
+from dxdt.lab.training.score_model import load_model, train_score
+from dxdt.lab.training.settings import EdmLoss, Preconditioned, Score, SmallUNet, Training, Ve
 
 TINY = Score(
     conditional=True,
@@ -34,8 +33,9 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from dxdt.lab.config import from_plain, read_config
-from dxdt.lab.score import Score, train_score
+from dxdt.lab.runs.config import from_plain, read_config
+from dxdt.lab.training.score_model import train_score
+from dxdt.lab.training.settings import Score
 train_score(from_plain(Score, read_config(Path(sys.argv[1]))), Path(sys.argv[2]), quiet=True)
 """
 
@@ -275,7 +275,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from dxdt.lab.ema import Averages, WarmUp
+from dxdt.lab.training.averaging import WarmUp
+from dxdt.lab.training.ema import Averages
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 torch.manual_seed(0)

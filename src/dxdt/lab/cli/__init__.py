@@ -1,64 +1,28 @@
-"""The command line: every command, and what bad input says."""
+"""The command line: every command, and what bad input says.
+
+A command is a module of this room with a function ``main(args)``. It is imported when it is called, and it imports
+what it runs when it runs, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from importlib import import_module
 
-import tyro
-from rich.console import Console
+__all__ = ["COMMANDS", "main"]
 
-from dxdt.lab.bench.command import bench_command
-from dxdt.lab.cli.average import average
-from dxdt.lab.cli.evaluate import evaluate
-from dxdt.lab.cli.likelihood import likelihood
-from dxdt.lab.cli.runs import runs
-from dxdt.lab.cli.sample import sample
-from dxdt.lab.cli.train import train_command
-from dxdt.lab.demo import Demo, quick, run_demo
-from dxdt.lab.info import print_info
-
-
-def demo(
-    out: Path | None = None,
-    seed: int = 0,
-    quick_: Annotated[bool, tyro.conf.arg(name="quick")] = False,
-    fresh: bool = False,
-) -> None:
-    """Learn real images and a moving pendulum from scratch, in minutes on a laptop.
-
-    Trains a score model on handwritten digits, draws new digits by solving its reverse equation
-    as an ODE and as an SDE, measures bits per dimension on digits it has never seen, checks that
-    the samples are digits and not copies, and fits neural ODEs to noisy trajectories. With the
-    variable DXDT_DATA naming a folder of data, a measured pendulum is fitted too.
-
-    Writes config.json, metrics.jsonl, checkpoints/, pictures and report.html. An interrupted run
-    goes on when the same command is given again.
-
-    Args:
-        out: folder to write to (runs/demo, or runs/demo-quick with --quick).
-        seed: names every random choice.
-        quick_: a run of seconds that tries every part and learns little.
-        fresh: start over, deleting what a former run left in the folder.
-    """
-    settings = quick(seed) if quick_ else Demo(seed=seed)
-    folder = out or Path("runs") / ("demo-quick" if quick_ else "demo")
-    report = run_demo(settings, folder, fresh=fresh)
-    Console().print(f"open [bold]{report}[/bold]")
-
-
-def bench() -> None:
-    """Time solves, samplers and training beside other libraries: dxdt bench --help."""
-
-
-def train() -> None:
-    """Train a score model of images: dxdt train score --help."""
-
-
-def info() -> None:
-    """Print versions, devices, and what is missing with the command that installs it."""
-    print_info(Console())
+COMMANDS = {
+    "demo": "Learn real images and a moving pendulum from scratch, in minutes on a laptop.",
+    "train": "Train a score model of images: dxdt train score --help.",
+    "average": "Make the average of any width of a run with power-function averages.",
+    "sample": "Draw samples: OUT.png with a grid, OUT.npz with images (0 to 255) and labels.",
+    "likelihood": "Measure bits per dimension along the probability flow, with a standard error.",
+    "evaluate": "Measure the Frechet distance of samples from real images in the features of a network.",
+    "runs": "List the runs below a folder: when, how far, and their last loss.",
+    "bench": "Time solves, samplers and training beside other libraries: dxdt bench --help.",
+    "info": "Print versions, devices, and what is missing with the command that installs it.",
+}
+"""What each command does, in one line."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -68,32 +32,37 @@ def main(args: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if args is None else args
     try:
-        if args[:1] == ["train"]:
-            train_command(args[1:])
-            return
-        if args[:1] == ["bench"]:
-            bench_command(args[1:])
-            return
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "demo": demo,
-                "train": train,
-                "average": average,
-                "sample": sample,
-                "likelihood": likelihood,
-                "evaluate": evaluate,
-                "runs": runs,
-                "bench": bench,
-                "info": info,
-            },
-            args=args,
-            prog="dxdt",
-            description="Learning with differential equations.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        if args and args[0] in COMMANDS:
+            import_module(f"dxdt.lab.cli.{args[0]}").main(args[1:])
+        else:
+            _overview(args)
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
-        Console(stderr=True).print(f"dxdt: {error}", style="red", highlight=False)
+        _say(f"dxdt: {error}", style="red")
         sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nstopped; the same command goes on from the last checkpoint.")
+        _say("\nstopped; the same command goes on from the last checkpoint.")
         sys.exit(130)
+
+
+def _overview(args: list[str]) -> None:
+    """Show the commands; of arguments that name none, say what is wrong."""
+    import tyro
+
+    def stand_in(line: str) -> object:
+        def command() -> None: ...
+
+        command.__doc__ = line
+        return command
+
+    tyro.extras.subcommand_cli_from_dict(
+        {name: stand_in(line) for name, line in COMMANDS.items()},  # pyright: ignore[reportArgumentType]
+        args=args,
+        prog="dxdt",
+        description="Learning with differential equations.",
+    )
+
+
+def _say(text: str, style: str | None = None) -> None:
+    from rich.console import Console
+
+    Console(stderr=True).print(text, style=style, highlight=False)

@@ -7,10 +7,15 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from dxdt.lab.score import average_model, save_model
+from dxdt.lab.cli.parse import call
 
 
-def average(run: tyro.conf.Positional[Path], width: float, out: Path | None = None, step: int | None = None) -> Path:
+def main(args: list[str]) -> None:
+    """Read the arguments and run."""
+    call(average, args)
+
+
+def average(run: tyro.conf.Positional[Path], width: float, out: Path | None = None, step: int | None = None) -> None:
     """Make the average of any width of a run with power-function averages.
 
     Args:
@@ -19,8 +24,9 @@ def average(run: tyro.conf.Positional[Path], width: float, out: Path | None = No
         out: file of the model; RUN/average-WIDTH.safetensors by default.
         step: at which step of the training; the last by default.
     """
+    from dxdt.lab.training.score_model import average_model, save_model
+
     model, about = average_model(run, width, step)
     path = run / f"average-{width:g}.safetensors" if out is None else out
     save_model(path, model, about)
     Console().print(f"the average is [bold]{path}[/bold]", soft_wrap=True)
-    return path

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 import tyro
 from rich.console import Console
-from torch import Tensor
 
-from dxdt.lab.cli.models import Sampling, drawn, open_model
-from dxdt.lab.feature_nets import feature_net
-from dxdt.lab.fidelity import Distance, feature_distance, features_of
-from dxdt.lab.files import write_json
-from dxdt.lab.images import ImageSet
-from dxdt.lab.readers import open_images, read_npz
+from dxdt.lab.cli.parse import call
+from dxdt.lab.cli.sampling import Sampling
 
 
-def unit_batches(images: ImageSet, count: int, batch: int) -> Iterator[Tensor]:
-    """Yield the first `count` images in batches on the scale [0, 1]."""
-    last = min(count, len(images))
-    for first in range(0, last, batch):
-        levels, _ = images.read(torch.arange(first, min(first + batch, last)))
-        yield levels.float() / (images.levels - 1)
+def main(args: list[str]) -> None:
+    """Read the arguments and run."""
+    call(evaluate, args)
 
 
 def evaluate(
@@ -39,7 +29,7 @@ def evaluate(
     low: float | None = None,
     high: float | None = None,
     quiet: bool = False,
-) -> Distance:
+) -> None:
     """Measure the Frechet distance of samples from real images in the features of a network.
 
     Args:
@@ -56,19 +46,19 @@ def evaluate(
         high: largest value.
         quiet: no progress bar.
     """
+    from dxdt.lab.cli.models import drawn, open_model
+    from dxdt.lab.data.readers import open_images, read_npz
+    from dxdt.lab.evaluation.features import feature_net
+    from dxdt.lab.evaluation.fidelity import eight_bits, feature_distance, features_of, unit_batches
+    from dxdt.lab.runs.files import write_json
+
     net = feature_net(features)
     real = features_of(net, unit_batches(open_images(reference, "test"), reference_count, how.batch))
     if samples.endswith(".npz"):
         made = unit_batches(read_npz(Path(samples)), count, how.batch)
     else:
         made = drawn(open_model(samples, shape, low, high), count, how, quiet=quiet)
-    found = feature_distance(features_of(net, (_levels(x) for x in made)), real, resamples=resamples)
+    found = feature_distance(features_of(net, (eight_bits(x) for x in made)), real, resamples=resamples)
     Console().print(f"feature distance {found}, {features} features", highlight=False)
     if out is not None:
         write_json(out, {**vars(found), "features": features, "data": reference, "of": samples})
-    return found
-
-
-def _levels(images: Tensor) -> Tensor:
-    """Round to 8 bits, as files hold images."""
-    return (images * 255).round() / 255

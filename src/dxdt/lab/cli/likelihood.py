@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich.console import Console
 
-from dxdt.diffusion import BitsPerDim, bits_per_dim
-from dxdt.lab.cli.models import open_model
-from dxdt.lab.files import write_json
-from dxdt.lab.readers import open_images
-from dxdt.ops.autodiff import Exact, Hutchinson
+from dxdt.lab.cli.parse import call
 
 
-@torch.no_grad()
+def main(args: list[str]) -> None:
+    """Read the arguments and run."""
+    call(likelihood, args)
+
+
 def likelihood(
     checkpoint: tyro.conf.Positional[str],
     data: str | None = None,
@@ -31,7 +30,7 @@ def likelihood(
     shape: tuple[int, int, int] | None = None,
     low: float | None = None,
     high: float | None = None,
-) -> BitsPerDim:
+) -> None:
     """Measure bits per dimension along the probability flow, with a standard error.
 
     Args:
@@ -49,6 +48,14 @@ def likelihood(
         low: least value of an image, where the checkpoint does not say.
         high: largest value.
     """
+    import torch
+
+    from dxdt.diffusion import bits_per_dim
+    from dxdt.lab.cli.models import open_model
+    from dxdt.lab.data.readers import open_images
+    from dxdt.lab.runs.files import write_json
+    from dxdt.ops.autodiff import Exact, Hutchinson
+
     model = open_model(checkpoint, shape, low, high)
     if data is None and model.step == 0:
         raise ValueError(f"{checkpoint} does not say which images it was trained on; give --data.")
@@ -76,4 +83,3 @@ def likelihood(
     if out is not None:
         values = {"mean": found.mean, "standard_error": found.standard_error, "images": len(levels)}
         write_json(out, {**values, "data": images.name, "evaluations": found.evaluations, "checkpoint": checkpoint})
-    return found

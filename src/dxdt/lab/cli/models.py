@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,12 @@ from tqdm.auto import tqdm
 
 from dxdt.diffusion import Levels
 from dxdt.interop import load
-from dxdt.lab.data import data_folder
-from dxdt.lab.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
-from dxdt.lab.score import Score, ScoreModel, draw, load_model
-from dxdt.lab.solvers import grid_named, solver_named
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw samples.
-
-    Attributes:
-        steps: of the solver; 0 for one that chooses its own by a tolerance.
-        solver: name of any solver of the library.
-        order: of a solver that has several; 0 for its own.
-        grid: where the steps are: Time, LogSNR, Karras, ...; the solver's own by default.
-        tau: share of noise, 0 for the probability flow, 1 for the reverse SDE.
-        t0: last time; the best for the number of steps by default.
-        seed: names the samples; sample k is the same for every count and batch.
-        label: class to draw, or all in turn.
-        batch: images at a time.
-    """
-
-    steps: int = 20
-    solver: str | None = None
-    order: int = 0
-    grid: str | None = None
-    tau: float = 0.0
-    t0: float | None = None
-    seed: int = 0
-    label: int | None = None
-    batch: int = 250
+from dxdt.lab.cli.sampling import Sampling
+from dxdt.lab.cli.solvers import grid_named, solver_named
+from dxdt.lab.data.folder import data_folder
+from dxdt.lab.evaluation.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
+from dxdt.lab.training.score_model import ScoreModel, draw, load_model
+from dxdt.lab.training.settings import Score
 
 
 def open_model(

@@ -11,6 +11,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dxdt.lab.cli.parse import call
+
+
+def main(args: list[str]) -> None:
+    """Read the arguments and run."""
+    call(runs, args)
+
 
 def runs(folder: tyro.conf.Positional[Path] = Path("runs")) -> None:
     """List the runs below a folder: when, how far, and their last loss.

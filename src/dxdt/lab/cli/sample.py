@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
-import torch
 import tyro
 from rich.console import Console
 
-from dxdt.lab.cli.models import Sampling, drawn, open_model
-from dxdt.lab.files import write_atomic, write_picture
-from dxdt.lab.images import grid_picture
+from dxdt.lab.cli.parse import call
+from dxdt.lab.cli.sampling import Sampling
+
+
+def main(args: list[str]) -> None:
+    """Read the arguments and run."""
+    call(sample, args)
 
 
 def sample(
@@ -25,7 +27,7 @@ def sample(
     low: float | None = None,
     high: float | None = None,
     quiet: bool = False,
-) -> Path:
+) -> None:
     """Draw samples: OUT.png with a grid, OUT.npz with images (0 to 255) and labels.
 
     Args:
@@ -40,6 +42,13 @@ def sample(
         high: largest value.
         quiet: no progress bar.
     """
+    import numpy as np
+    import torch
+
+    from dxdt.lab.cli.models import drawn, open_model
+    from dxdt.lab.data.images import grid_picture
+    from dxdt.lab.runs.files import write_atomic, write_picture
+
     model = open_model(checkpoint, shape, low, high)
     images = torch.cat(list(drawn(model, count, how, quiet=quiet)))
     content = io.BytesIO()
@@ -53,4 +62,3 @@ def sample(
     picture = out.with_name(f"{out.name}.png")
     write_picture(picture, grid_picture(images, columns))
     Console().print(f"open [bold]{picture}[/bold]", soft_wrap=True)
-    return picture

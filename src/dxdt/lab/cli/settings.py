@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import tyro
 
-from dxdt.lab.config import from_plain, read_config
+from dxdt.lab.runs.config import from_plain, read_config
 
 Settings = TypeVar("Settings")
 

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from dxdt.lab.cli.settings import OPTIONS, defaults, recipe_names, take_config
-from dxdt.lab.score import Score, train_score
+from dxdt.lab.training.settings import Score
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Command:
     quiet: bool = False
 
 
-def train_command(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     """Train a score model of images.
 
     `--config FILE` (.yaml, .toml, .json, or a recipe's name) gives settings, flags change them; the
@@ -51,9 +51,11 @@ def train_command(args: list[str]) -> None:
         args=rest,
         default=Command(settings, out),
         prog="dxdt train score",
-        description=f"{train_command.__doc__}\nRecipes: {', '.join(recipe_names())}.",
+        description=f"{main.__doc__}\nRecipes: {', '.join(recipe_names())}.",
         config=OPTIONS,
     )
+    from dxdt.lab.training.score_model import train_score
+
     model = train_score(command.score, command.out, fresh=command.fresh, quiet=command.quiet)
     Console().print(
         f"{model.step} steps; the model is [bold]{command.out / 'model.safetensors'}[/bold]", soft_wrap=True

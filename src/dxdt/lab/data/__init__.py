@@ -1,0 +1,1 @@
+"""Images and trajectories to learn from, and the random choices of a batch."""

@@ -1,0 +1,1 @@
+"""How good samples are, and the networks that judge them."""

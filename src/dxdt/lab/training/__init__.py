@@ -1,0 +1,1 @@
+"""Training: settings, the trainer, averages of weights, models."""
