@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 # Every package of the extras; an import of one of these is refused.
 EXTRAS = [
@@ -48,7 +50,7 @@ def test_the_package_is_imported_quickly_and_without_extras(tmp_path: Path):
 
 def test_every_room_is_reached_through_the_names_on_its_way():
     """A function does not hide the room of that name: ``dxdt.diffeq.loop`` is the room, whatever the door exports."""
-    rooms = [p.parent.relative_to(SOURCE) for p in (SOURCE / "dxdt").rglob("__init__.py") if "lab" not in p.parts]
+    rooms = [p.parent.relative_to(SOURCE) for p in (SOURCE / "dxdt").rglob("__init__.py")]
     for room in rooms:
         name = ".".join(room.parts)
         importlib.import_module(name)
@@ -56,3 +58,24 @@ def test_every_room_is_reached_through_the_names_on_its_way():
         for part in room.parts[1:]:
             found = getattr(found, part)
         assert found is sys.modules[name], name
+
+
+ASK = """
+import sys
+from dxdt.lab.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+heavy = {"torch", "matplotlib", "sklearn"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "score", "--help"], ["evaluate", "--help"], ["bench", "--help"]]
+)
+def test_the_command_line_answers_before_torch_is_imported(words: list[str]):
+    command = [sys.executable, "-c", ASK, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={"PYTHONPATH": str(SOURCE)})
+    assert done.returncode == 0, done.stderr

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmarks import BENCHES, bench, bench_ensemble, ensemble
-from benchmarks.command import bench_command
+
+from benchmarks import ensemble
+from benchmarks.command import BENCHES, bench_command
+from benchmarks.ensemble import bench_ensemble
 from benchmarks.measure import count_operations, time_together
 from benchmarks.peers import PEERS
 from benchmarks.problems import PROBLEMS
 from benchmarks.scaling import scaling
+from benchmarks.solve import bench
 
 
 def test_a_run_writes_what_it_found(tmp_path):

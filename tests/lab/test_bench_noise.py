@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from benchmarks import BENCHES
+
 from benchmarks import brownian as queries
 from benchmarks import sde as solves
+from benchmarks.brownian import bench_brownian
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def interpreted(monkeypatch):
 
 
 def test_queries_are_recorded(interpreted, tmp_path):
-    lines = BENCHES["brownian"](size=("8x3",), queries=20, repeats=1, out=tmp_path)
+    lines = bench_brownian(size=("8x3",), queries=20, repeats=1, out=tmp_path)
     assert {x.peer for x in lines} >= {"dxdt Increments", "dxdt Brownian"}
     assert all(x.steps == 20 and x.error < 0.5 for x in lines)
     record = json.loads((tmp_path / "results.json").read_text())

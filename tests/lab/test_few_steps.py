@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments import few_steps
 
 from dxdt.diffeq import Exponential, Heun, Inside
 from dxdt.diffusion import DDIM, VP, Angle, Denoiser, LogSNR, Table, gaussian_oracle, sample
@@ -14,6 +13,7 @@ from dxdt.lab.data.folder import data_folder
 from dxdt.lab.demo.few_step_page import Few
 from dxdt.lab.demo.few_step_page import few_steps as page
 from dxdt.lab.demo.few_step_samplers import Foreign, InPieces, Ours, steps_within
+from experiments import few_steps
 
 PROCESS = VP(Table.from_betas(linear_betas()))
 ORACLE = gaussian_oracle(PROCESS, torch.tensor([0.3, -0.2]), torch.tensor([0.5, 0.1]))

@@ -1,6 +1,7 @@
 """The comparison of gradient rules, small: equal losses, ordered memory, fewer evaluations."""
 
 import pytest
+
 from experiments.gradients import Comparison, run, table
 
 
