@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.measure import CLOCKS, Times, time_together
 from dxdt.diffusion import Levels
 from dxdt.lab.data.images import Pixels
+from dxdt.lab.training.build import objective as objective_of
 from dxdt.lab.training.score_model import BatchLoss, LossModule, build
 from dxdt.lab.training.settings import Score, SmallUNet, Training
 from dxdt.lab.training.trainer import Trainer
@@ -82,7 +83,7 @@ def bench_train(
 
 
 def _own(images: Pixels, settings: Score) -> Callable[[], Tensor]:
-    objective = settings.objective.build()
+    objective = objective_of(settings.objective)
     trainer = Trainer(LossModule(build(settings, images.shape, None), objective), settings.training)
     loss = BatchLoss(images, settings, Levels(), objective, ())
     return lambda: trainer.advance(loss)

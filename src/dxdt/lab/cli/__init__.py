@@ -7,6 +7,7 @@ what it runs when it runs, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 __all__ = ["COMMANDS", "main"]
@@ -48,14 +49,14 @@ def _overview(args: list[str]) -> None:
     """Show the commands; of arguments that name none, say what is wrong."""
     import tyro
 
-    def stand_in(line: str) -> object:
+    def stand_in(line: str) -> Callable[[], None]:
         def command() -> None: ...
 
         command.__doc__ = line
         return command
 
     tyro.extras.subcommand_cli_from_dict(
-        {name: stand_in(line) for name, line in COMMANDS.items()},  # pyright: ignore[reportArgumentType]
+        {name: stand_in(line) for name, line in COMMANDS.items()},
         args=args,
         prog="dxdt",
         description="Learning with differential equations.",
