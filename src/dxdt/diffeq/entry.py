@@ -32,6 +32,7 @@ from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
+from dxdt.ops.opaque import opaque
 from dxdt.ops.times import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
 
@@ -45,6 +46,7 @@ _MAPPED = (
 )
 
 
+@opaque
 def solve(
     equation: Equation,
     y0: Tree,
@@ -118,6 +120,8 @@ def solve(
     _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
     refuse_rule(gradient)
     controller, dt_row = _controller(controller, solver, dt, interval, layout)
+    if torch.compiler.is_exporting():
+        _check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
@@ -160,6 +164,20 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
+
+
+def _check_export(controller: Controller, event: Any, gradient: Gradient) -> None:
+    """Refuse what looks at values where an export records operations that have none."""
+    reads = "events" if event is not None else type(controller).__name__ if controller.adaptive else None
+    if reads is not None:
+        raise ValueError(
+            f"torch.export records a solve step by step, and {reads} would look at values, which an export has not: "
+            f"give dt without a controller, or a grid of times, and no events"
+        )
+    if not isinstance(gradient, Direct):
+        raise ValueError(
+            f"torch.export records no backward pass by {type(gradient).__name__}: leave gradient= out of the export"
+        )
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:

@@ -28,7 +28,9 @@ __all__ = ["Fold", "Mapped", "fold", "has_values", "refuse_rule"]
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether numbers can be read from a tensor: no ``torch.vmap`` maps it, at any level."""
+    """Whether numbers can be read from a tensor: no ``torch.vmap`` maps it, at any level, and nothing exports it."""
+    if torch.compiler.is_exporting():
+        return False
     while _functorch.is_functorch_wrapped_tensor(x):
         if _functorch.is_batchedtensor(x):
             return False

@@ -22,11 +22,14 @@ from dxdt.compat.torchdiffeq.adjoint_field import AdjointNorm, EntriesNorm, Shap
 from dxdt.compat.torchdiffeq.odeint import ended, solved
 from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem, Start, real_dtype
 from dxdt.diffeq.compiled.context import is_compiling
+from dxdt.diffeq.gradients.conditions import Conditions
 from dxdt.diffeq.programs.eager_fallback import CannotCompile, warn_once
+from dxdt.ops.opaque import opaque
 
 __all__ = ["odeint_adjoint"]
 
 
+@opaque
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -133,6 +136,7 @@ class Task:
         problem: the forward problem, without its graph.
         rtol, atol, method: of the backward solve.
         callbacks: of the backward solve.
+        conditions: under which the solve was made.
     """
 
     problem: Problem
@@ -140,8 +144,10 @@ class Task:
     atol: Any
     method: str | None
     callbacks: dict[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
+    conditions: Conditions = field(init=False)
 
     def __post_init__(self) -> None:
+        self.conditions = Conditions.now((self.problem.func,), self.problem.device)
         # No tensor with a graph may hang on the node: it would hold the graph that holds the node.
         parts = tuple(x.detach() for x in self.problem.start.parts)
         start = Start(parts if self.problem.start.is_tuple else parts[0])
@@ -258,6 +264,7 @@ class _Adjoint(torch.autograd.Function):
         ctx.task, ctx.adjoint_options = task, options
         with torch.no_grad():
             out = task.forward()
+        task.conditions.settle()
         ys, event_t = (out, None) if task.problem.event_fn is None else (out[1], out[0])
         ctx.save_for_backward(t, ys, event_t, *params)
         if event_t is not None:
@@ -267,6 +274,12 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> Any:
         task: Task = ctx.task
+        with task.conditions.held():
+            return _Adjoint.pulled(ctx, task, given)
+
+    @staticmethod
+    def pulled(ctx: Any, task: Task, given: tuple[Tensor, ...]) -> Any:
+        """Cotangents of the inputs from those of the outputs."""
         t, ys, event_t, *params = ctx.saved_tensors
         times = t if event_t is None else torch.stack([t[0].to(event_t.dtype), event_t])
         graph = torch.is_grad_enabled()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from dxdt.compat.torchdiffeq.problem import Problem, Start, largest_rms
-from dxdt.diffeq.problem.equation import modules_of
 from dxdt.diffeq.programs.pullback import hold
+from dxdt.ops.reach import Reach
 
 __all__ = ["AdjointNorm", "EntriesNorm", "Shapes", "traceable"]
 
@@ -93,8 +93,8 @@ def traceable(problem: Problem, params: Sequence[Tensor], time: bool) -> Callabl
         CannotCompile: a parameter belongs to no module of the field.
     """
     func, shapes = problem.func, Shapes.of(problem.start)
-    modules = [func] if isinstance(func, nn.Module) else modules_of(func)
-    holder, names = hold(func, iter(modules), tuple(params))
+    reach = Reach(func)
+    holder, names = hold(func, iter((*reach.modules, *reach.owners)), tuple(params))
     held = tuple(p.detach() for p in params)
 
     def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from dxdt.compat.torchdiffeq.methods import (
 from dxdt.compat.torchdiffeq.problem import Problem, real_dtype, translated
 from dxdt.compat.torchdiffeq.scipy_solver import solve_with_scipy
 from dxdt.diffeq import ODE, Constant, Direct, Event, Save, Solution, SolveError, solve
+from dxdt.ops.opaque import opaque
 
 __all__ = ["ended", "odeint", "odeint_dense", "odeint_event", "solved"]
 
@@ -27,6 +28,7 @@ _MOST_FIXED = 20000
 _WINDOW = 1e4
 
 
+@opaque
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -60,6 +62,7 @@ def odeint(
     return solved(Problem.of(func, y0, t, rtol, atol, method, options, event_fn))
 
 
+@opaque
 def odeint_dense(
     func: Callable[..., Any],
     y0: Any,
@@ -85,6 +88,7 @@ def odeint_dense(
     return _solution(problem, chosen, Save(dense=True)).path
 
 
+@opaque
 def odeint_event(
     func: Callable[..., Any],
     y0: Any,

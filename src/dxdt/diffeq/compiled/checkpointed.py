@@ -23,6 +23,7 @@ from dxdt.diffeq.compiled.pieces import Piece, chained, pieces
 from dxdt.diffeq.compiled.state_cotangents import Memories
 from dxdt.diffeq.compiled.time_cotangents import TimeCotangents
 from dxdt.diffeq.gradients.closure_tensors import captured, lost
+from dxdt.diffeq.gradients.conditions import Conditions
 from dxdt.diffeq.gradients.gradient import Gradient, Inputs, Outcome, Problem
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.loop.saving import Recorder
@@ -117,9 +118,11 @@ class _Task:
     holder: Holder = field(init=False)
     names: tuple[str, ...] = field(init=False)
     shared: tuple[Tensor, ...] = field(init=False)
+    conditions: Conditions = field(init=False)
 
     def __post_init__(self) -> None:
         equation, inputs = self.plan.equation, self.inputs
+        self.conditions = Conditions.of(self.plan, inputs)
         self.holder, self.names = hold(fields_of(equation.equation), equation.modules(), inputs.params)
         times = 2 * (inputs.ends is not None) + (inputs.moments is not None)
         self.shared = inputs.tensors()[1 + times :]
@@ -336,9 +339,10 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            pulled = ctx.task.pull(ctx.number, saved, given)
+        task: _Task = ctx.task
+        with task.conditions.held(), torch.no_grad():
+            saved = ctx.saved_tensors
+            pulled = task.pull(ctx.number, saved, given)
         return (None, None, *first_only(pulled, *saved, *given))
 
 

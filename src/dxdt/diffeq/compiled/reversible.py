@@ -13,6 +13,7 @@ from dxdt.compiler.explain import CannotCompile
 from dxdt.diffeq.compiled.checkpointed import Entry, detached, entries, first_only, look
 from dxdt.diffeq.compiled.forward import Forward, check_field, compilable, undone
 from dxdt.diffeq.compiled.reverse_walk import Walked, WalkProgram, WalkShape
+from dxdt.diffeq.gradients.conditions import Conditions
 from dxdt.diffeq.gradients.cotangents import vjp_of
 from dxdt.diffeq.gradients.gradient import Inputs, Outcome, Problem
 from dxdt.diffeq.gradients.reversible import LOST, Reversible, missed
@@ -64,9 +65,11 @@ class _Task:
     program: WalkProgram = field(init=False)
     holder: Holder = field(init=False)
     names: tuple[str, ...] = field(init=False)
+    conditions: Conditions = field(init=False)
 
     def __post_init__(self) -> None:
         equation, plan = self.plan.equation, self.plan
+        self.conditions = Conditions.of(plan, self.inputs)
         self.holder, self.names = hold(fields_of(equation.equation), equation.modules(), self.inputs.params)
         shape = WalkShape(plan.solver, equation.layout, Form.of(equation), identified(plan), plan.dense)
         self.program = program(shape, WalkProgram)
@@ -177,7 +180,8 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            pulled = ctx.task.pull(saved, given)
+        task: _Task = ctx.task
+        with task.conditions.held(), torch.no_grad():
+            saved = ctx.saved_tensors
+            pulled = task.pull(saved, given)
         return (None, *first_only(pulled, *saved, *given))

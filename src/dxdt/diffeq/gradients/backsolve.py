@@ -23,6 +23,7 @@ from dxdt.diffeq.control.revisit import Revisit
 from dxdt.diffeq.gradients.adjoint_rows import AdjointRows
 from dxdt.diffeq.gradients.adjoint_sweep import EagerSweep, Sweep, Way, adjoint_of
 from dxdt.diffeq.gradients.closure_tensors import captured
+from dxdt.diffeq.gradients.conditions import Conditions
 from dxdt.diffeq.gradients.gradient import Compiled, Direct, Gradient, Inputs, Loop, Outcome, Problem
 from dxdt.diffeq.loop.plan import Carry, Plan
 from dxdt.diffeq.loop.saving import Recorder
@@ -74,7 +75,7 @@ class Backsolve(Gradient):
         if torch.is_grad_enabled():
             self.check(plan, inputs, recorder)
             captured(plan, inputs)
-        solved = lambda: Direct().run(loop, plan, inputs, dt, recorder)  # noqa: E731
+        solved = lambda: Direct().run(loop, plan, inputs.constant(), dt, recorder)  # noqa: E731
         if not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs.tensors())):
             with torch.no_grad():
                 return solved()
@@ -151,6 +152,10 @@ class Task:
     solved: Callable[[], Outcome]
     sweep: Callable[[Inputs, list[Tensor]], Sweep]
     carry: Carry | None = None
+    conditions: Conditions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.conditions = Conditions.of(self.plan, self.inputs)
 
     def outcome(self) -> Outcome:
         """The solve, differentiable by this task."""
@@ -161,6 +166,7 @@ class Task:
     def forward(self) -> tuple[Tensor, Tensor | None]:
         outcome = self.solved()
         self.carry = outcome.carry._replace(y=outcome.y.detach(), park=None)
+        self.conditions.settle()
         return outcome.y, outcome.values
 
     def pull(self, inputs: Inputs, values: Tensor | None, given: tuple[Tensor | None, ...]) -> list[Tensor | None]:
@@ -266,15 +272,12 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:
         task: Task = ctx.task
-        saved = ctx.saved_tensors
-        tensors, values = (
-            saved[: ctx.count],
-            (saved[ctx.count] if len(saved) > ctx.count else None),
-        )
         params = len(task.inputs.params)
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]]
-        inputs = task.inputs.rebuilt([*leaves, *tensors[len(tensors) - params :]])
-        with torch.no_grad():
+        with task.conditions.held(), torch.no_grad():
+            saved = ctx.saved_tensors
+            tensors, values = saved[: ctx.count], saved[ctx.count] if len(saved) > ctx.count else None
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors[: len(tensors) - params]]
+            inputs = task.inputs.rebuilt([*leaves, *tensors[len(tensors) - params :]])
             pulled = task.pull(inputs, values, given)
         if torch.is_grad_enabled():
             pulled = [None if p is None else _Once.apply(p, *tensors, *given) for p in pulled]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dxdt.diffeq.gradients.checkpoint_slots import OnlineSlots, split
 from dxdt.diffeq.gradients.closure_tensors import captured
+from dxdt.diffeq.gradients.conditions import Conditions
 from dxdt.diffeq.gradients.cotangents import Cotangents, added, vjp_of
 from dxdt.diffeq.gradients.gradient import Answers, Compiled, Direct, Gradient, Inputs, Loop, Outcome, Outputs, Problem
 from dxdt.diffeq.loop.plan import NOTHING, After, Attempt, Carry, Plan, Point, choose_state
@@ -98,6 +99,7 @@ class Task:
     Attributes:
         tape: a sequence of ``Taped``.
         again: steps taken again on the way back so far, those that are then differentiated apart.
+        conditions: under which the solve was made.
     """
 
     loop: Loop
@@ -110,12 +112,17 @@ class Task:
     states: dict[int, Begun] = field(default_factory=dict)
     carry: Carry | None = None
     again: int = 0
+    conditions: Conditions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.conditions = Conditions.of(self.plan, self.inputs)
 
     def forward(self) -> Outputs:
-        plan = self.inputs.plan(self.plan)
+        inputs = self.inputs.constant()
+        plan = inputs.plan(self.plan)
         answers = Answers()
         online = None if self.slots is None else OnlineSlots(self.slots)
-        before = begin(plan, self.inputs.y, self.dt, grad=True)
+        before = begin(plan, inputs.y, self.dt, grad=True)
 
         def observe(carry: Carry, attempt: Attempt, after: After) -> None:
             nonlocal before
@@ -132,6 +139,7 @@ class Task:
         origin = None if carry.origin is None else carry.origin.detach()
         self.carry = carry._replace(y=carry.y.detach(), park=None, origin=origin)
         before = self.carry
+        self.conditions.settle()
         return carry.y, *answers.stacked(), carry.origin
 
     def enter(self, now: Carry, attempt: Attempt, request: Request | None, online: OnlineSlots | None) -> None:
@@ -314,13 +322,14 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> Any:
         task: Task = ctx.task
-        saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (None, *_pull_again(task, saved, given))
-        params = len(task.inputs.params)
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in saved[: len(saved) - params]]
-        inputs = task.inputs.rebuilt([*leaves, *saved[len(saved) - params :]])
-        return (None, *task.pull(inputs, given))
+        with task.conditions.held():
+            saved = ctx.saved_tensors
+            if torch.is_grad_enabled():
+                return (None, *_pull_again(task, saved, given))
+            params = len(task.inputs.params)
+            leaves = [x.detach().requires_grad_(x.requires_grad) for x in saved[: len(saved) - params]]
+            inputs = task.inputs.rebuilt([*leaves, *saved[len(saved) - params :]])
+            return (None, *task.pull(inputs, given))
 
 
 def _pull_again(task: Task, saved: tuple[Tensor, ...], given: tuple[Tensor | None, ...]) -> list[Tensor | None]:

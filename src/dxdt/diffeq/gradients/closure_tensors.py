@@ -28,19 +28,28 @@ def captured(plan: Plan, inputs: Inputs) -> None:
     plan = inputs.plan(plan)
     y = inputs.y.detach().requires_grad_()
     seeds = Seeds(y.device)
-    with torch.enable_grad():
-        values = plan.equation.probe(plan.span.t0, y)
-        if plan.watch is not None:
-            values = (*values, *plan.watch.probe(plan.span.t0, y))
+    strangers = _strangers(plan, inputs, y)
     if seeds.used:
         raise ValueError(
             "the field draws random numbers (dropout?), so forming its steps again would give other values: "
             "call .eval() on it, or use gradient=dxdt.Direct()"
         )
+    if strangers:
+        # A field that differentiates inside may end its graph in leaves of its own, which are new each time.
+        again = {id(x) for x in _strangers(plan, inputs, y)}
+        for x in strangers:
+            if id(x) in again:
+                raise lost(x)
+
+
+def _strangers(plan: Plan, inputs: Inputs, y: Tensor) -> list[Tensor]:
+    """Tensors in which the graph of one evaluation ends and that are no inputs of the solve."""
+    with torch.enable_grad():
+        values = plan.equation.probe(plan.span.t0, y)
+        if plan.watch is not None:
+            values = (*values, *plan.watch.probe(plan.span.t0, y))
     known = {id(x) for x in (y, *inputs.tensors())}
-    for leaf in _leaves_of(values):
-        if id(leaf) not in known:
-            raise lost(leaf)
+    return [x for x in _leaves_of(values) if id(x) not in known]
 
 
 def lost(x: Tensor) -> ValueError:

@@ -65,6 +65,15 @@ class Inputs:
         args = tree_map(lambda x: next(rest) if _differentiable(x) else x, self.args)
         return Inputs(y, ends, moments, args, tuple(rest))
 
+    def constant(self) -> Inputs:
+        """The same without their graphs, but for parameters, which fields hold by themselves.
+
+        Where no graph is kept, a field that differentiates inside is not to take what it is shown for a part of one.
+        """
+        tensors = self.tensors()
+        count = len(tensors) - len(self.params)
+        return self.rebuilt([*(x.detach() for x in tensors[:count]), *self.params])
+
     def plan(self, plan: Plan) -> Plan:
         """A plan that reads these inputs."""
         equation = replace(plan.equation, args=self.args)

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeAlias, cast, final
 
 import numpy as np
@@ -22,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from dxdt.diffeq.problem.affine import SemiLinear
+from dxdt.diffeq.problem.differentiating import graphed, wants_graph
 from dxdt.diffeq.problem.noise import Diagonal, Noise
 from dxdt.ops.modules import parameters
+from dxdt.ops.reach import Reach
 from dxdt.ops.times import START, Ticks, moments
 from dxdt.ops.tree import Layout, Tree
 
@@ -39,7 +40,6 @@ __all__ = [
     "StochasticEquation",
     "Stratonovich",
     "bounds_of",
-    "modules_of",
     "within",
 ]
 
@@ -195,41 +195,6 @@ def within(t: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     return torch.minimum(torch.maximum(t.detach(), low), high) + (t - t.detach())
 
 
-def modules_of(f: Any, depth: int = 2) -> Iterator[nn.Module]:
-    """Modules that a callable is, is a method of, or closes over."""
-    if isinstance(f, nn.Module):
-        yield f
-        return
-    if isinstance(f, partial):
-        for value in (f.func, *f.args, *f.keywords.values()):
-            if isinstance(value, (nn.Module, partial)) or hasattr(value, "__code__"):
-                yield from modules_of(value, depth)
-        return
-    owner, code = getattr(f, "__self__", None), getattr(f, "__code__", None)
-    if isinstance(owner, nn.Module):
-        yield owner
-    if code is None or depth == 0:
-        return
-    for value in (*held(f), *(f.__globals__.get(name) for name in code.co_names)):
-        if isinstance(value, nn.Module) or hasattr(value, "__code__"):
-            yield from modules_of(value, depth - 1)
-
-
-def held(f: Any) -> Iterator[Any]:
-    """What a function closes over, and the defaults of its arguments."""
-    yield from (c.cell_contents for c in f.__closure__ or () if filled(c))
-    yield from f.__defaults__ or ()
-    yield from (f.__kwdefaults__ or {}).values()
-
-
-def filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
 @dataclass(eq=False)
 class Meter:
     """What a solve counts.
@@ -239,12 +204,14 @@ class Meter:
         checked: whether the field's value was found to have the layout of the state.
         diffused: likewise for the diffusion.
         plain: whether state and slope are one tensor each, in the dtype of the rows.
+        inside: whether the fields differentiate by themselves, which takes a graph also where none is kept.
     """
 
     evaluations: int = 0
     checked: bool = False
     diffused: bool = False
     plain: bool = False
+    inside: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -328,7 +295,7 @@ class Rows:
         seen = () if sight is None else (sight,)
         if self.bounds is not None:
             t = within(t, self.bounds)
-        answer = self.affine.remainder(t, layout.unpack(y), *self.args, *seen)
+        answer = self._asked(self.affine.remainder, t, layout.unpack(y), *seen)
         if meter is not None:
             meter.evaluations += 1
             if not meter.checked:
@@ -349,8 +316,40 @@ class Rows:
     def direct(self, t: Tensor, y: Tensor) -> Tensor:
         """The field's own value, in the user's shape: nothing to pack or unpack."""
         self.meter.evaluations += 1  # pyright: ignore[reportOptionalMemberAccess]
-        value = cast(ODE, self.equation).field(t, y, *self.args)
+        field = cast(ODE, self.equation).field
+        try:
+            value = field(t, y, *self.args)
+        except RuntimeError as error:
+            value = self._with_graph(field, (t, y, *self.args), error)
         return value if value.dtype is y.dtype else value.to(y.dtype)
+
+    def _asked(self, f: Field, t: Tensor, y: Tree, *seen: Any) -> Any:
+        """The value of a field."""
+        meter = self.meter
+        if meter is None:
+            return f(t, y, *self.args, *seen)
+        try:
+            if not meter.inside or torch.is_grad_enabled():
+                return f(t, y, *self.args, *seen)
+        except RuntimeError as error:
+            return self._with_graph(f, (t, y, *self.args, *seen), error)
+        return graphed(f, (t, y, *self.args, *seen))
+
+    def _with_graph(self, f: Field, given: tuple[Any, ...], error: RuntimeError) -> Any:
+        """The value of a field that differentiates inside, and failed where no graph is kept.
+
+        Raises:
+            RuntimeError: the field's own error.
+        """
+        if torch.is_grad_enabled() or not wants_graph(error):
+            raise error
+        try:
+            value = graphed(f, given)
+        except RuntimeError:
+            raise error from None
+        assert self.meter is not None
+        self.meter.inside, self.meter.plain = True, False
+        return value
 
     def _drift(self, t: Tensor, y: Tensor) -> Tensor:
         layout, meter, t = self.layout, self.meter, self.seen(t)
@@ -362,17 +361,22 @@ class Rows:
         if meter.plain and layout.aliased:
             return self.direct(t, y)
         meter.evaluations += 1
-        value = self.equation.drift(t, layout.unpack(y), *self.args)
+        marked = meter.checked or y.requires_grad
+        value = self._asked(self.equation.drift, t, layout.unpack(y))
         if not meter.checked:
             layout.check(value, "the field's value")
             meter.checked = True
-            meter.plain = layout.single and layout.bare and type(self.equation) is ODE
+            if y.requires_grad and not marked and not torch.is_grad_enabled():
+                # The field marks what it is shown, to differentiate inside: from now on that is no state of the solve.
+                y.requires_grad_(False)
+                meter.inside = True
+            meter.plain = layout.single and layout.bare and type(self.equation) is ODE and not meter.inside
         return layout.pack(value)
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
         """g(t, y) as rows."""
         layout, meter, equation, t = self.layout, self.meter, self.stochastic, self.seen(t)
-        value = equation.diffusion(t, layout.unpack(y), *self.args)
+        value = self._asked(equation.diffusion, t, layout.unpack(y))
         if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
             meter.diffused = True
@@ -412,11 +416,20 @@ class Rows:
         with constants():
             return self.noise.unit(start, end, index)
 
+    def reach(self) -> Reach:
+        """What the user's callables and arguments reach."""
+        return Reach(*self.equation.fields, self.args) if self.args else Reach(*self.equation.fields)
+
     def modules(self) -> Iterator[nn.Module]:
-        """Modules among the user's callables: themselves, what they are methods of, what they close over."""
-        for f in self.equation.fields:
-            yield from modules_of(f)
+        """Modules that the callables are, are methods of, or reach."""
+        reach = self.reach()
+        yield from reach.modules
+        yield from reach.owners
 
     def parameters(self) -> list[Tensor]:
-        """Parameters of the modules that require a gradient, each once."""
-        return parameters(self.modules())
+        """Parameters that the callables reach and that require a gradient, each once."""
+        reach = self.reach()
+        found = parameters(reach.modules)
+        if reach.parameters:
+            found = list({id(p): p for p in (*found, *reach.parameters)}.values())
+        return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from dxdt.compiler.explain import CannotCompile
 from dxdt.diffeq.loop.plan import Plan
-from dxdt.diffeq.problem.equation import held
 from dxdt.diffeq.programs.signature import fields_of
 from dxdt.ops.modules import descend
+from dxdt.ops.reach import filled
 
 __all__ = ["identified", "identity"]
 
@@ -44,7 +44,14 @@ def identity(f: Any, depth: int = 4) -> Any:
     if not hasattr(f, "__closure__"):
         return code, _known((owner,), depth)
     named = [x for x in map(f.__globals__.get, code.co_names) if isinstance(x, nn.Module)]
-    return code, _known((owner, *held(f), *named), depth)
+    return code, _known((owner, *_held(f), *named), depth)
+
+
+def _held(f: Any) -> Iterator[Any]:
+    """What a function closes over, and the defaults of its arguments."""
+    yield from (c.cell_contents for c in f.__closure__ or () if filled(c))
+    yield from f.__defaults__ or ()
+    yield from (f.__kwdefaults__ or {}).values()
 
 
 def _known(values: Iterable[Any], depth: int) -> tuple[Any, ...]:

@@ -19,8 +19,9 @@ import torch
 
 from dxdt.diffeq.loop.plan import Plan
 from dxdt.diffeq.loop.probe import untouched
-from dxdt.diffeq.problem.equation import ODE, filled
+from dxdt.diffeq.problem.equation import ODE
 from dxdt.diffeq.programs.field_key import identified
+from dxdt.ops.reach import filled
 from dxdt.ops.tree import flatten, tree_map
 
 __all__ = ["keep_numbers", "lift"]

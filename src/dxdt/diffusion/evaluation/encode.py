@@ -25,10 +25,12 @@ from dxdt.diffusion.denoisers.denoiser import DenoiserLike
 from dxdt.diffusion.processes.process import Prior
 from dxdt.diffusion.sampling.reclocked import clocked
 from dxdt.diffusion.sampling.reverse import ProbabilityFlow
+from dxdt.ops.opaque import opaque
 
 __all__ = ["decode", "encode", "interpolate", "span_of"]
 
 
+@opaque
 def encode(
     denoiser: DenoiserLike,
     x0: Float[Tensor, "batch *shape"],
@@ -62,6 +64,7 @@ def encode(
     return _follow("encode", denoiser, x0, ends, steps, solver, rtol, atol, log_snr, mu, options)
 
 
+@opaque
 def decode(
     denoiser: DenoiserLike,
     latent: Float[Tensor, "batch *shape"],
@@ -99,6 +102,7 @@ def decode(
     return _follow("decode", denoiser, latent, (end, start), steps, solver, rtol, atol, log_snr, mu, options)
 
 
+@opaque
 def interpolate(
     denoiser: DenoiserLike,
     x: Float[Tensor, "batch *shape"],

@@ -32,6 +32,7 @@ from dxdt.diffusion.evaluation.encode import span_of
 from dxdt.diffusion.sampling.reclocked import clocked
 from dxdt.diffusion.sampling.reverse import ProbabilityFlow
 from dxdt.ops.autodiff import Exact, Trace
+from dxdt.ops.opaque import opaque
 from dxdt.ops.random import uniform
 
 _LEVELS = 0x4C4556454C  # keeps the dequantisation noise apart from other draws of the same seed
@@ -159,6 +160,7 @@ class BitsPerDim:
         return f"{self.mean:.3f} ± {self.standard_error:.3f} bits/dim"
 
 
+@opaque
 def log_likelihood(
     denoiser: DenoiserLike,
     x0: Float[Tensor, "batch *shape"],
@@ -214,6 +216,7 @@ def log_likelihood(
     return Likelihood(log_prob, error, latent, solution.stats.evaluations)
 
 
+@opaque
 def bits_per_dim(
     denoiser: DenoiserLike,
     images: Tensor,

@@ -29,6 +29,7 @@ from dxdt.diffusion.processes.process import Process
 from dxdt.diffusion.sampling.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.sampling.profile import Profile
 from dxdt.diffusion.sampling.reverse import ReverseSDE, reverse
+from dxdt.ops.opaque import opaque
 from dxdt.ops.random import normals
 from dxdt.paths.driver import Onward
 from dxdt.paths.increments import Increments
@@ -88,6 +89,7 @@ def grid_for(process: Process, solver: Solver, t0: Any) -> TimeGrid:
     return Angle() if bool(torch.isfinite(process.lam(end)).all()) else Time()
 
 
+@opaque
 def integrate(
     denoiser: DenoiserLike,
     x1: Float[Tensor, "batch *shape"],
@@ -159,6 +161,7 @@ def integrate(
     return replace(solved, stats=stats) if opened else solved
 
 
+@opaque
 def draw(
     denoiser: DenoiserLike,
     shape: Sequence[int],
@@ -221,6 +224,7 @@ def draw(
     return _gathered(x, found, extra=int(denoise and float(end) > 0), trajectory=trajectory)
 
 
+@opaque
 def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Float[Tensor, "*shape"]:
     """Draw samples of the data; `draw` says besides how many evaluations they took, and keeps trajectories.
 
