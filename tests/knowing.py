@@ -171,6 +171,18 @@ def eval_then_train(net):
 
 
 @setting
+def running_averages(net):
+    net.__class__ = Normal
+    net.eval()
+
+    def change():
+        net.train()(0.0, torch.randn(5, 2, dtype=D))
+        net.eval()
+
+    return net, (), change
+
+
+@setting
 def hook(net):
     return net, (), lambda: net.inner.register_forward_hook(lambda m, x, y: 3 * y)
 

@@ -29,6 +29,8 @@ _copies: dict[int, tuple[ref[Tensor], int, Tensor]] = {}
 # Modules that were looked into last, by identity, with the names that were followed there.
 _modules: OrderedDict[int, tuple[ref[nn.Module], frozenset[str], _Part]] = OrderedDict()
 _MODULES = 256
+# Buffers that torch's normalisations write to without a count.
+_UNCOUNTED = frozenset(("running_mean", "running_var"))
 
 
 class Written(RuntimeError):
@@ -103,7 +105,7 @@ class _Part:
     @classmethod
     def of(cls, reach: Reach, copied: int) -> _Part:
         tensors = [
-            (x, x.value._version, _copy(x.value, copied))
+            (x, x.value._version, _copy(x, copied))
             for x in reach.tensors
             if not (x.value.requires_grad or x.value.is_inference())
         ]
@@ -115,9 +117,8 @@ class _Part:
         for kept in self.places:
             if not kept.holds():
                 return False
-        for found, version, _ in self.tensors:
-            x = found.value
-            if x._version != version or x.requires_grad:
+        for found, version, copy in self.tensors:
+            if _is_written(found, version, copy) or found.value.requires_grad:
                 return False
         return all(_equal(found.value, copy) for found, copy in self.arrays)
 
@@ -126,7 +127,7 @@ class _Part:
         if self.holds():
             return self
         places = [x for x in (kept.settled() for kept in self.places) if x is not None]
-        tensors = [x for x in self.tensors if x[0].value._version == x[1]]
+        tensors = [x for x in self.tensors if not _is_written(*x)]
         return _Part(places, tensors, [x for x in self.arrays if _equal(x[0].value, x[1])])
 
     def changed(self) -> str | None:
@@ -134,7 +135,7 @@ class _Part:
             if names:
                 return Found(place.label, names[0], None).label
         for found, version, copy in self.tensors:
-            if found.value._version != version and not (copy is not None and _equal(found.value, copy)):
+            if _is_written(found, version, copy) and not (copy is not None and _equal(found.value, copy)):
                 return found.label
         return next((found.label for found, copy in self.arrays if not _equal(found.value, copy)), None)
 
@@ -142,7 +143,7 @@ class _Part:
         for kept in self.places:
             kept.put()
         for found, version, copy in self.tensors:
-            if copy is not None and found.value._version != version:
+            if copy is not None and _is_written(found, version, copy):
                 found.value.copy_(copy)
         for found, copy in self.arrays:
             np.copyto(found.value, copy)
@@ -152,7 +153,7 @@ class _Part:
         for kept in self.places:
             yield kept.put()
         for found, version, copy in self.tensors:
-            if found.value._version != version:
+            if _is_written(found, version, copy):
                 yield _exchanged(found, copy)
         for found, copy in self.arrays:
             if not _equal(found.value, copy):
@@ -219,13 +220,22 @@ def _of_module(module: nn.Module, names: frozenset[str], copied: int) -> _Part:
     return part
 
 
-def _copy(x: Tensor, most: int) -> Tensor | None:
+def _is_written(found: Found, version: int, copy: Tensor | None) -> bool:
+    """Whether a tensor was written to since its count of writes was ``version``."""
+    x = found.value
+    if x._version != version:
+        return True
+    return found.name in _UNCOUNTED and copy is not None and not _equal(x, copy)
+
+
+def _copy(found: Found, most: int) -> Tensor | None:
     """A copy of a small tensor, made once for each state of it."""
+    x = found.value
     if x.numel() > most or type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided or x.is_meta:
         return None
     key = id(x)
     kept = _copies.get(key)
-    if kept is not None and kept[0]() is x and kept[1] == x._version:
+    if kept is not None and kept[0]() is x and not _is_written(found, kept[1], kept[2]):
         return kept[2]
     with torch.no_grad():
         copy = x.detach().clone()
