@@ -6,11 +6,12 @@ from typing import Any
 
 from dxdt.diffeq.control.controller import Controller
 from dxdt.diffeq.control.revisit import Revisit
+from dxdt.diffeq.gradients.gradient import Direct, Gradient
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Ito, StochasticEquation
 
-__all__ = ["check_noise"]
+__all__ = ["check_export", "check_noise"]
 
 
 def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Controller, dt: Any) -> Controller:
@@ -76,4 +77,18 @@ def _check_driver(name: str, claims: Noisy, driver: Any, controller: Controller)
     if claims.inside:
         raise ValueError(
             f"{name} asks for the noise of parts of a step, which {kind} does not give: give driver=dxdt.Brownian(seed)"
+        )
+
+
+def check_export(controller: Controller, event: Any, gradient: Gradient) -> None:
+    """Refuse what looks at values where an export records operations that have none."""
+    reads = "events" if event is not None else type(controller).__name__ if controller.adaptive else None
+    if reads is not None:
+        raise ValueError(
+            f"torch.export records a solve step by step, and {reads} would look at values, which an export has not: "
+            f"give dt without a controller, or a grid of times, and no events"
+        )
+    if not isinstance(gradient, Direct):
+        raise ValueError(
+            f"torch.export records no backward pass by {type(gradient).__name__}: leave gradient= out of the export"
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.checks import check_noise
+from dxdt.diffeq.checks import check_export, check_noise
 from dxdt.diffeq.compiled.context import is_compiling
 from dxdt.diffeq.compiled.solve import compiled
 from dxdt.diffeq.control.controller import Constant, Controller, Grid, Span
@@ -121,7 +121,7 @@ def solve(
     refuse_rule(gradient)
     controller, dt_row = _controller(controller, solver, dt, interval, layout)
     if torch.compiler.is_exporting():
-        _check_export(controller, event, gradient)
+        check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
@@ -164,20 +164,6 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
-
-
-def _check_export(controller: Controller, event: Any, gradient: Gradient) -> None:
-    """Refuse what looks at values where an export records operations that have none."""
-    reads = "events" if event is not None else type(controller).__name__ if controller.adaptive else None
-    if reads is not None:
-        raise ValueError(
-            f"torch.export records a solve step by step, and {reads} would look at values, which an export has not: "
-            f"give dt without a controller, or a grid of times, and no events"
-        )
-    if not isinstance(gradient, Direct):
-        raise ValueError(
-            f"torch.export records no backward pass by {type(gradient).__name__}: leave gradient= out of the export"
-        )
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
