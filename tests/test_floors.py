@@ -57,7 +57,7 @@ INNER: dict[str, set[str]] = {
         ("compiled",),
     ),
     **floors("lab", ("runs",), ("data",), ("report",), ("training", "evaluation"), ("demo",), ("cli",)),
-    **floors("diffusion", ("processes",), ("denoisers",), ("training", "sampling"), ("evaluation",)),
+    **floors("diffusion", ("processes",), ("denoisers",), ("training", "sampling"), ("evaluation", "chains")),
 }
 # The version and the helper for optional packages are not rooms and may be used from everywhere.
 OPEN_TO_ALL = {"dxdt.__version__", "dxdt.ops.optional"}

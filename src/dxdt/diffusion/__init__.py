@@ -1,5 +1,6 @@
 """Diffusion models: processes, denoisers, training objectives, sampling and likelihoods."""
 
+from dxdt.diffusion.chains import DenoisingMCMC, ProductSpace, dlg, dlg_exact, restart, walk_jump
 from dxdt.diffusion.denoisers.covariance import covariance_product, posterior_covariance
 from dxdt.diffusion.denoisers.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
 from dxdt.diffusion.denoisers.noise_label import Clock, Index, LogScale, log_snr, noise_to_signal
@@ -23,6 +24,7 @@ from dxdt.diffusion.denoisers.preconditioning import (
     VEPreconditioning,
     VPPreconditioning,
 )
+from dxdt.diffusion.denoisers.round_mixture import RoundMixture
 from dxdt.diffusion.denoisers.threshold import Clip, Dynamic, Thresholded
 from dxdt.diffusion.evaluation.encode import decode, encode, interpolate
 from dxdt.diffusion.evaluation.likelihood import (
@@ -117,6 +119,7 @@ __all__ = [
     "Denoiser",
     "DenoiserLike",
     "Denoising",
+    "DenoisingMCMC",
     "DenoisingScoreMatching",
     "DiscreteTimes",
     "Dynamic",
@@ -165,6 +168,7 @@ __all__ = [
     "Prior",
     "ProbabilityFlow",
     "Process",
+    "ProductSpace",
     "Profile",
     "Quadratic",
     "RectifiedFlow",
@@ -173,6 +177,7 @@ __all__ = [
     "ReverseDiffusion",
     "ReverseSDE",
     "Reversion",
+    "RoundMixture",
     "Samples",
     "Scaled",
     "Schedule",
@@ -199,6 +204,8 @@ __all__ = [
     "covariance_product",
     "ddpm",
     "decode",
+    "dlg",
+    "dlg_exact",
     "draw",
     "encode",
     "gaussian_oracle",
@@ -212,9 +219,11 @@ __all__ = [
     "noise_to_signal",
     "posterior_covariance",
     "prior_noise",
+    "restart",
     "reverse",
     "sample",
     "scaled_linear_betas",
     "smld",
+    "walk_jump",
     "zero_terminal_snr",
 ]

@@ -12,7 +12,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from dxdt.ops.random import normals, uniform
+from dxdt.ops.random import normals, rademacher, uniform
 
 __all__ = ["Draws"]
 
@@ -65,6 +65,12 @@ class Draws:
         z = normals(self.seed, self.rows, self.step + 2 * stream * _STREAM, like[0].numel(), dtype=dtype)
         return z.reshape(like.shape).to(like)
 
+    def sign(self, like: Tensor, stream: int = 0) -> Tensor:
+        """Return signs -1 or +1 shaped like `like` (chains, *shape), in its dtype."""
+        entry = torch.arange(like[0].numel(), device=like.device)
+        node = self.step + 2 * stream * _STREAM
+        return torch.as_tensor(rademacher(self.seed, self.rows[:, None], node, entry)).reshape(like.shape).to(like)
+
     def uniform(self, stream: int = 0) -> Tensor:
         """Return uniforms in (0, 1), one a chain, float64."""
         node = self.step + (2 * stream + 1) * _STREAM
@@ -74,3 +80,7 @@ class Draws:
         """Return one uniform number for all chains, whatever their numbers."""
         node = self.step + (2 * stream + 1) * _STREAM
         return float(uniform(self.seed, _EVERYONE, node, 0, dtype=torch.float64))
+
+    def named(self, stream: int = 0) -> int:
+        """Return a seed of this step for what draws by itself, such as the path of a solve."""
+        return _mixed(_mixed(self.seed, self.step + 2 * _STREAM), stream)
