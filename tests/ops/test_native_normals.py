@@ -43,7 +43,7 @@ def test_kinds_of_arguments(monkeypatch):
 
 @native
 def test_numpy_serves_without_a_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("DXDT_CACHE", str(tmp_path))
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     normals.generator.cache_clear()
     try:
@@ -57,5 +57,5 @@ def test_numpy_serves_without_a_compiler(monkeypatch, tmp_path):
 
 def test_a_text_that_does_not_compile_is_refused(tmp_path):
     with pytest.raises(library.Refused):
-        library.build("c++", ["-shared", "-fPIC"], "not C++", tmp_path / "x.so")
+        library.build("c++", ["-shared", "-fPIC"], "not C++", tmp_path)
     assert not list(tmp_path.iterdir())

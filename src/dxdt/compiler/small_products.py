@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dxdt.compiler.functional import functional
+from dxdt.ops.code_cache import point_torch_here
 
 __all__ = ["backend"]
 
@@ -62,6 +63,9 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 
 def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Inductor with a C++ wrapper on the CPU, and small products fused."""
+    untrusted = point_torch_here()
+    if untrusted is not None:
+        raise RuntimeError(f"{untrusted}: set TORCHINDUCTOR_CACHE_DIR to a folder of your own, or unset it")
     # Imported with the first program, because that takes longer than all else of the package.
     inductor = import_module("torch._inductor.compile_fx")
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import getpass
 import os
-import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -16,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Refused", "build", "folder", "library", "machine"]
+from dxdt.ops.code_cache import cache
+
+__all__ = ["Refused", "build", "library", "machine"]
 
 _SECONDS = 120
 
@@ -36,30 +35,27 @@ def machine() -> str:
     return told + torch.backends.cpu.get_cpu_capability()
 
 
-def folder() -> Path:
-    """Where libraries are kept: in the cache of torch's compiler, which is not imported for that."""
-    told = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if told:
-        return Path(told) / "dxdt"
-    try:
-        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return Path(tempfile.gettempdir()) / f"torchinductor_{user}" / "dxdt"
-
-
 def library(text: str, flags: Sequence[str]) -> ctypes.CDLL:
     """The library of a text, from disk where it was built before.
 
     Raises:
-        Refused: no compiler builds it.
+        Refused: no compiler builds it, or the system does not load it.
     """
     compiler = _compiler()
     key = sha256(repr((text, compiler, flags, machine())).encode()).hexdigest()[:40]
-    path = folder() / f"{key}.so"
-    if not path.exists():
-        build(compiler, flags, text, path)
-    return ctypes.CDLL(str(path))
+    kept = cache()
+    try:
+        path = kept.get(key)
+        if path is not None:
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError:  # removed meanwhile, or of another system
+                pass
+        with kept.scratch() as scratch:
+            path = kept.put(key, build(compiler, flags, text, Path(scratch)))
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Refused(f"generated code could not be kept in {kept.folder} and loaded ({error})") from error
 
 
 def _compiler() -> str:
@@ -69,25 +65,22 @@ def _compiler() -> str:
     raise Refused("no C++ compiler")
 
 
-def build(compiler: str, flags: Sequence[str], text: str, path: Path) -> None:
-    """Compile a text to a shared library, which appears at its path whole or not at all.
+def build(compiler: str, flags: Sequence[str], text: str, scratch: Path) -> Path:
+    """The shared library of a text, in a folder of its own.
 
     Raises:
         Refused: the compiler does not build it, or does not finish.
     """
+    code, out = scratch / "program.cpp", scratch / "program.so"
+    code.write_text(text)
+    command = [compiler, *flags, str(code), "-o", str(out), "-lmvec", "-lm"]
+    told = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            code, out = Path(scratch) / "program.cpp", Path(scratch) / "program.so"
-            code.write_text(text)
-            command = [compiler, *flags, str(code), "-o", str(out), "-lmvec", "-lm"]
-            told = ""
-            for attempt in (command, [x for x in command if x != "-lmvec"]):
-                done = subprocess.run(attempt, capture_output=True, text=True, timeout=_SECONDS)
-                if done.returncode == 0:
-                    os.replace(out, path)
-                    return
-                told = done.stderr[:300]
+        for attempt in (command, [x for x in command if x != "-lmvec"]):
+            done = subprocess.run(attempt, capture_output=True, text=True, timeout=_SECONDS)
+            if done.returncode == 0:
+                return out
+            told = done.stderr[:300]
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refused(f"the C++ compiler did not finish ({type(error).__name__})") from error
     raise Refused(f"the C++ compiler refused a program: {told}")

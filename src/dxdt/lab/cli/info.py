@@ -14,6 +14,7 @@ from rich.table import Table
 from dxdt import __version__
 from dxdt.lab.cli.parse import call
 from dxdt.lab.data.folder import data_folder
+from dxdt.ops.code_cache import VARIABLE, cache, folder
 
 EXTRAS = {
     "lab": ("accelerate", "scikit-learn", "matplotlib", "jinja2", "safetensors", "tqdm", "tyro", "rich"),
@@ -62,6 +63,7 @@ def info() -> None:
         extras.add_row(extra, found, f"pip install 'dxdt\\[{extra}]'" if lacking else "")
     console.print(extras)
     console.print(_data())
+    console.print(_code())
 
 
 def _processor() -> str:
@@ -97,3 +99,13 @@ def may_have_accelerators(build: str) -> bool:
         return True
     drivers = ("nvidiactl", "dxg", "kfd", "dri" if "xpu" in build else "accel")
     return any((Path("/dev") / driver).exists() for driver in drivers)
+
+
+def _code() -> str:
+    """Where generated code is kept, and how much of it there is."""
+    where, kept = folder(), cache()
+    held = kept.held()
+    size = f"{held.files} libraries, {held.bytes / 1e6:.1f} of at most {kept.bound / 1e6:.0f} MB"
+    of_torch = kept.torch()
+    beside = f", and {of_torch / 1e6:.1f} MB of torch's compiler" if of_torch else ""
+    return f"generated code: {where} ({size}{beside}; {VARIABLE} names another folder)"
