@@ -6,10 +6,14 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from dxdt.compiler.native import program
+from shadow import Walk
 
 # jaxtyping's import hook stays off: its wrappers keep torch.compile from tracing a whole field.
 
@@ -88,3 +92,18 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"DXDT_DATA names {name}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_are_walked() -> Iterator[None]:
+    """Of every program that is generated it is known who writes what before whom (see ``shadow``)."""
+    translator, run = program._Translator, program._Translator.run
+
+    def walked(self: Any) -> Any:
+        source = run(self)
+        Walk(source).check()
+        return source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translator, "run", walked)
+        yield
