@@ -50,7 +50,11 @@ PROGRAM = """
 
 @pytest.mark.slow
 def test_compile_times(tmp_path):
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        "DXDT_CACHE": str(tmp_path / "code"),
+    }
     for process in ("empty cache", "another process"):
         done = subprocess.run(
             [sys.executable, "-W", "error::RuntimeWarning", "-c", textwrap.dedent(PROGRAM)],
