@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import tyro
@@ -33,14 +33,14 @@ def bench_command(args: Sequence[str]) -> None:
         tyro.cli(run, args=given[1:], prog=f"dxdt bench {given[0]}", config=(tyro.conf.FlagCreatePairsOff,))
         return
     tyro.extras.subcommand_cli_from_dict(
-        {name: _stand_in(line) for name, (_, _, line) in BENCHES.items()},  # pyright: ignore[reportArgumentType]
+        {name: _stand_in(line) for name, (_, _, line) in BENCHES.items()},
         args=given,
         prog="dxdt bench",
         description="Time dxdt and the peers that are installed, side by side in one process.",
     )
 
 
-def _stand_in(line: str) -> object:
+def _stand_in(line: str) -> Callable[[], None]:
     def command() -> None: ...
 
     command.__doc__ = line

@@ -6,9 +6,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from dxdt.lab.info import print_info
+from dxdt.lab.cli.info import info
 from dxdt.ops import code_cache, cpp
 from dxdt.ops.code_cache import CodeCache
 
@@ -225,9 +224,8 @@ def test_torch_is_pointed_here_unless_it_was_told(home, monkeypatch):
     assert "written to by others" in code_cache.point_torch_here()
 
 
-def test_info_says_where_and_how_much(home):
+def test_info_says_where_and_how_much(home, capsys):
     answered()
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))
-    print_info(console)
-    said = console.export_text()
-    assert str(home) in said and "1 libraries" in said and code_cache.VARIABLE in said
+    info()
+    said = "".join(capsys.readouterr().out.split())
+    assert str(home) in said and "1libraries" in said and code_cache.VARIABLE in said
