@@ -309,7 +309,8 @@ class Walk:
         """The array and the element that a pointer names; None for 0."""
         if text == "0":
             return None
-        ((name, index),) = [x for x in self._accesses(text.lstrip("&"))][-1:]
+        text = text.lstrip("&(")
+        name, index = next(x for x in self._accesses(text) if text.startswith(x[0]))
         return name, self._number(index)
 
     def at(self, text: str, *axes: tuple[Any, Any]) -> list[tuple[str, np.ndarray]]:

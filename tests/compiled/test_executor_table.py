@@ -19,7 +19,7 @@ F64 = torch.float64
 EPS = torch.finfo(F64).eps
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "executors.md"
 BEGIN, END = "<!-- table of solvers: begin -->", "<!-- table of solvers: end -->"
-MINE = [s for s in SOLVERS if not s.facts.stochastic and not s.facts.semilinear]
+MINE = [s for s in SOLVERS if s.facts.compiles and not s.facts.stochastic and not s.facts.semilinear]
 """Those of ordinary equations; ``test_noisy_solves`` has the others."""
 
 TOLERANCE = 1e-6

@@ -69,14 +69,22 @@ class Clocked:
         return layout.size
 
 
-class Ordinary:
+class Ordinary(dxdt.diffeq.Equation):
     """The same without its noise."""
 
+    tau = 0.0
+
     def __init__(self, inner: Clocked) -> None:
-        self.inner, self.fields = inner, inner.fields
-        self.tau, self.mu = 0.0, inner.mu
-        for name in ("a", "b", "c", "lam", "time", "remainder", "drift"):
+        self.inner, self.mu = inner, inner.mu
+        for name in ("a", "b", "c", "lam", "time", "remainder"):
             setattr(self, name, getattr(inner, name))
+
+    @property
+    def fields(self) -> tuple[Any, ...]:
+        return self.inner.fields
+
+    def drift(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.inner.drift(t, y)
 
 
 class Silent:

@@ -217,7 +217,7 @@ class Reach:
                 self._hold(Attributes(value.__name__, value, held), id(value))
         else:
             read = attributes_read(type(value), names, entry)
-            if value.__dict__:
+            if getattr(value, "__dict__", None):
                 self._hold(Mapping(type(value).__name__, value.__dict__, read), id(value))
             self._class(type(value), names if read is None else read)
 
