@@ -38,8 +38,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dxdt demo $(ARGS)
 
+# Files of tests on two processes; WORKERS=0 runs them in one, as a debugger wants it.
+WORKERS ?= 2
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # One case of each law: the orders, gradients, isolation, events and executors of one method.
 QUICK := tests/test_floors.py tests/test_door.py tests/test_docs.py tests/diffeq/test_orders.py \

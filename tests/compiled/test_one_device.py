@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import dxdt
 from dxdt import ODE, PID, SDE, Backsolve, Bosh3, Brownian, Clip, Grid, Heun, Increments, Save
+from dxdt.paths.native_tree import NativeTree
 
 ENGINE, FUNCTIONS, REVERSE, ADJOINT = (
     importlib.import_module(f"dxdt.{name}")
@@ -65,7 +66,7 @@ class Fake:
         if isinstance(x, tuple):
             values = [self(v) for v in x]
             return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
-        if type(x).__module__.startswith("dxdt.paths"):
+        if type(x).__module__.startswith("dxdt.paths") and not isinstance(x, NativeTree):
             made = copy.copy(x)
             made.__dict__.update({k: self(v) for k, v in x.__dict__.items()})
             return made

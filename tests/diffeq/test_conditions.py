@@ -33,7 +33,7 @@ def test_a_network_that_is_frozen_before_the_backward_pass_is_as_in_the_graph(ru
     finally:
         del WAYS["frozen"]
     assert [len(x) for x in found] == [1, 1]
-    torch.testing.assert_close(*[x[0] for x in found], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(*[x[0] for x in found], rtol=5e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["checkpointed", "slots", "backsolve", "reversible"])

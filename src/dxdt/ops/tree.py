@@ -196,6 +196,10 @@ class Layout:
             parts.append(part.repeat_interleave(2) if self.dtypes[i].is_complex else part)
         return torch.cat(parts)
 
+    def _kept(self, i: int) -> torch.dtype:
+        """The dtype in which a leaf is kept between steps."""
+        return torch.promote_types(self.dtypes[i], torch.float32) if self.dtypes[i].itemsize == 2 else self.dtypes[i]
+
     def check(self, tree: Tree, what: str) -> None:
         """Raise if a tree does not have this layout.
 
@@ -223,7 +227,7 @@ class Layout:
                 raise TypeError(f"{what} is {x.dtype} but the state is {self.dtypes[i]}: make y0 complex")
             if not (x.dtype.is_floating_point or x.dtype.is_complex):
                 raise TypeError(f"{what} is {x.dtype}: return floating-point tensors")
-            if torch.promote_types(x.dtype, self.dtypes[i]) != self.dtypes[i]:
+            if torch.promote_types(x.dtype, self._kept(i)) != self._kept(i):
                 raise TypeError(
                     f"{what} is {x.dtype} but the state is {self.dtypes[i]}, so every step would lose precision: "
                     f"give y0 in {x.dtype}, or return {self.dtypes[i]}"

@@ -184,9 +184,9 @@ def constants() -> Any:
 
 def bounds_of(low: Ticks, high: Ticks, layout: Layout) -> tuple[Tensor, Tensor]:
     """Clocks ``(R,)`` as times of a field: ``()`` jointly, else ``(R,)``."""
-    both = (torch.as_tensor(x, device=layout.device).to(layout.time_dtype) for x in (low, high))
-    low, high = (x if layout.per_sample else x.reshape(()) for x in both)
-    return low, high
+    both = (x if isinstance(x, Tensor) else torch.as_tensor(x, device=layout.device) for x in (low, high))
+    low, high = (x.to(layout.time_dtype) for x in both)
+    return (low, high) if layout.per_sample else (low.reshape(()), high.reshape(()))
 
 
 def within(t: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
