@@ -80,9 +80,9 @@ def test_grid(back):
         dxdt.ODE(GENERIC.field),
         GENERIC.at(times[0]),
         times,
-        save=Save(start=True, steps=True),
+        controller=Grid(times),
     )
-    assert sol.ts.tolist() == times
+    assert sol.ts.tolist() == times and sol.stats.steps == len(times) - 1
     again = step_times(
         Grid(torch.tensor(times, dtype=DOUBLE)),
         GENERIC.field,
@@ -95,12 +95,12 @@ def test_grid(back):
 def test_grid_per_sample():
     times = torch.tensor([[0.0, 1.0], [0.1, 0.7], [0.5, -0.2], [2.0, -0.3]], dtype=DOUBLE)
     y0 = torch.ones(2, 1, dtype=DOUBLE)
-    sol = dxdt.solve(dxdt.ODE(decay), y0, times, save=Save(start=True, steps=True), per_sample=True)
+    sol = dxdt.solve(dxdt.ODE(decay), y0, times, controller=Grid(times), per_sample=True)
     assert (sol.ts - times).abs().max() < 1e-15
     for i in range(2):
-        solo = dxdt.solve(dxdt.ODE(decay), y0[i], times[:, i])
+        solo = dxdt.solve(dxdt.ODE(decay), y0[i], times[:, i], controller=Grid(times[:, i]))
         assert abs(solo.y1 - sol.y1[i]) < 1e-14
-    shared = dxdt.solve(dxdt.ODE(decay), y0, [0.0, 0.5, 1.0], per_sample=True)
+    shared = dxdt.solve(dxdt.ODE(decay), y0, (0.0, 1.0), controller=Grid([0.0, 0.5, 1.0]), per_sample=True)
     assert shared.stats.steps.tolist() == [2, 2]
 
 

@@ -25,10 +25,9 @@ def errors(solver, problem, counts, grid=None):
     """Error at the end for each number of steps."""
     out = []
     for n in counts:
-        t = (problem.t0, problem.t1) if grid is None else grid(n)
-        dt = (problem.t1 - problem.t0) / n if grid is None else None
-        end = dxdt.Save(end=True)
-        sol = dxdt.solve(dxdt.ODE(problem.field), problem.y0, t, dt=dt, solver=solver, save=end)
+        span = (problem.t0, problem.t1)
+        steps = {"dt": (problem.t1 - problem.t0) / n} if grid is None else {"controller": dxdt.Grid(grid(n))}
+        sol = dxdt.solve(dxdt.ODE(problem.field), problem.y0, span, solver=solver, **steps)
         out.append(float((sol.y1 - problem.end).abs().max()))
     return out
 
@@ -195,13 +194,9 @@ def test_adams_methods_keep_their_order_on_uneven_grids(solver):
 @pytest.mark.parametrize("solver", ADAMS, ids=repr)
 def test_adams_methods_integrate_polynomials_exactly(solver):
     k = min(solver.facts.order, 5)  # as far as the starter does
-    sol = dxdt.solve(
-        dxdt.ODE(lambda t, y: k * t ** (k - 1) + 0 * y),
-        torch.zeros(1, dtype=F64),
-        torch.tensor([0.0, 0.2, 0.3, 0.7, 0.75, 1.2, 1.4, 2.0, 2.1], dtype=F64),
-        solver=solver,
-        save=dxdt.Save(end=True),
-    )
+    grid = torch.tensor([0.0, 0.2, 0.3, 0.7, 0.75, 1.2, 1.4, 2.0, 2.1], dtype=F64)
+    equation = dxdt.ODE(lambda t, y: k * t ** (k - 1) + 0 * y)
+    sol = dxdt.solve(equation, torch.zeros(1, dtype=F64), grid, solver=solver, controller=dxdt.Grid(grid))
     assert abs(float(sol.y1) - 2.1**k) < 1e-12 * 2.1**k
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import dxdt
 from dxdt.diffeq import PID, Checkpointed
 from dxdt.models import Augmented, NeuralODE
 from dxdt.nn import MLPField
@@ -84,11 +85,62 @@ def test_it_learns():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), torch.zeros(2, 2)), "list of at least"),
-        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), (0.0, 1.0, 2.0)), "no span"),
+        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), torch.zeros(1)), "list of at least"),
+        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), torch.zeros(2, 2)), "per_sample=True"),
+        (lambda: NeuralODE(Linear(2))(torch.zeros(1, 2), (0.0,)), "no span"),
         (lambda: Augmented(NeuralODE(Linear(2)), 0), "extra=0"),
     ],
 )
 def test_bad_times_are_refused_in_one_sentence(call, words: str):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def oscillator(t, y):
+    return torch.stack([y[..., 1], -y[..., 0]], -1)
+
+
+TIMES = {
+    "tensor": torch.linspace(0, 10, 21, dtype=torch.float64),
+    "two": torch.tensor([0.0, 3.0], dtype=torch.float64),
+    "back": torch.linspace(2, -1, 5, dtype=torch.float64),
+    "array": torch.linspace(0, 1, 7, dtype=torch.float64).numpy(),
+    "list": [0.0, 0.5, 2.0],
+    "rows": torch.stack([torch.linspace(0, 1, 4), torch.linspace(0, -2, 4)], 1).double(),
+}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_mean_where_to_save_at_every_door(name):
+    """`solve` and the module answer alike, at all times, with error control."""
+    times = TIMES[name]
+    y0 = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    options = dict(rtol=1e-9, atol=1e-9, per_sample=name == "rows")
+    found = dxdt.solve(dxdt.ODE(oscillator), y0, times, **options)
+    t = torch.as_tensor(times).reshape(len(times), -1)
+    exact = torch.stack([torch.sin(t - t[0]), torch.cos(t - t[0])], -1).expand(-1, 2, 2)
+    assert (found.ys - exact).abs().max() < 1e-7
+    assert torch.equal(NeuralODE(oscillator, **options)(y0, times), found.ys)
+    assert torch.equal(found.y1, found.ys[-1])
+
+
+@pytest.mark.parametrize("options", [dict(solver=dxdt.RK4()), dict(save=[0.3])], ids=["no estimate", "beside save"])
+def test_the_old_reading_as_steps_tells_how_to_name_a_grid(options):
+    y0, grid = torch.ones(1, dtype=torch.float64), torch.linspace(0, 1, 11, dtype=torch.float64)
+    with pytest.warns(DeprecationWarning, match=r"controller=dxdt.Grid\(times\)"):
+        old = dxdt.solve(dxdt.ODE(lambda t, y: -y), y0, grid, **options)
+    named = dxdt.solve(dxdt.ODE(lambda t, y: -y), y0, (0.0, 1.0), controller=dxdt.Grid(grid), **options)
+    assert old.stats.steps == named.stats.steps == 10 and torch.equal(old.y1, named.y1)
+
+
+@pytest.mark.parametrize("option", ["rtoll", "solvers", "save", "max_step", "method"])
+def test_a_model_refuses_options_when_it_is_made(option):
+    with pytest.raises(TypeError, match=f"NeuralODE has no option {option}: (did you mean|it is called) .*"):
+        NeuralODE(oscillator, **{option: 1})
+
+
+def test_a_model_solves_with_the_tolerances_of_solve():
+    y0 = torch.tensor([0.0, 1.0])
+    assert torch.equal(NeuralODE(oscillator)(y0, (0.0, 5.0)), dxdt.solve(dxdt.ODE(oscillator), y0, (0.0, 5.0)).y1)
+    with pytest.raises(ValueError, match="Euler has no error estimate"):
+        NeuralODE(oscillator, solver=dxdt.Euler())

@@ -57,7 +57,8 @@ def test_adaptive_and_reversible_options():
     [
         (lambda y: NeuralSDE(*fields(), dt=0.0), ValueError, "longest step"),
         (lambda y: NeuralSDE(*fields(), dt=0.1)(y, torch.zeros(1), seed=0), ValueError, "NeuralSDE: times of shape"),
-        (lambda y: NeuralSDE(*fields(), dt=0.1)(y, [0.0, 1.0, 2.0], seed=0), ValueError, "NeuralSDE: a sequence of 3"),
+        (lambda y: NeuralSDE(*fields(), dt=0.1)(y, [0.0], seed=0), ValueError, "NeuralSDE: 1 times"),
+        (lambda y: NeuralSDE(*fields(), dt=0.1, slover=1), TypeError, "did you mean solver"),
         (lambda y: NeuralSDE(*fields(), dt=0.1)(y, torch.tensor([0.0, 1.0, 1.0, 0.5]), seed=0), ValueError, "times"),
         (lambda y: NeuralSDE(*fields(), dt=0.1, solver=dxdt.Tsit5())(y, (0.0, 1.0), seed=0), ValueError, "noise"),
         (lambda y: energy_score(torch.zeros(1, 4, 2), torch.zeros(4, 2)), ValueError, "two samples"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 from dxdt.diffeq.checks import check_export, check_noise
 from dxdt.diffeq.compiled.context import is_compiling
 from dxdt.diffeq.compiled.solve import compiled
-from dxdt.diffeq.control.controller import Constant, Controller, Grid, Span
-from dxdt.diffeq.control.pid import PID
+from dxdt.diffeq.control.controller import Controller, Span
 from dxdt.diffeq.gradients.gradient import Direct, Gradient, Inputs, Outcome
 from dxdt.diffeq.loop.advance import run
 from dxdt.diffeq.loop.dense import DensePath
@@ -30,9 +29,11 @@ from dxdt.diffeq.problem.span import Interval, numbers, times_of
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
+from dxdt.diffeq.request import ELSEWHERE, chosen_controller, span_and_save
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
 from dxdt.ops.opaque import opaque
+from dxdt.ops.options import options_of, refuse_unknown
 from dxdt.ops.times import HOST, SINGLE
 from dxdt.ops.tree import Layout, Tree, tree_map
 
@@ -56,6 +57,8 @@ def solve(
     dt: float | Tensor | None = None,
     solver: Solver | None = None,
     controller: Controller | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
     save: Any = None,
     event: Event | Sequence[Event] | None = None,
     gradient: Gradient | None = None,
@@ -66,18 +69,21 @@ def solve(
     throw: bool | None = None,
     progress: bool | Progress | None = None,
     compile: bool | None = None,
+    **unknown: Never,
 ) -> Solution:
     """Solve a differential equation from y0 over a span of time.
 
     Args:
         equation: ``ODE(f)``, ``SDE(f, g)``, or anything with the same methods.
         y0: initial state: a tensor, or a tree of tensors, real or complex, of any float dtype.
-        t: the span ``(t0, t1)``; t1 < t0 solves backwards. More than two times are a grid of steps.
-            With ``per_sample`` each end may be a ``(B,)`` tensor.
+        t: the span ``(t0, t1)``; t1 < t0 solves backwards. A tensor of times, or more than two in a sequence, is
+            where to save, from the first to the last. With ``per_sample`` each time may be a ``(B,)`` tensor.
         args: extra arguments of the fields, after ``(t, y)``.
         dt: length of a step, or of the first step where the controller is adaptive.
         solver: one-step method (default ``Tsit5()``).
-        controller: step sizes (default ``PID()``, or ``Constant(dt)`` where only dt is given).
+        controller: step sizes (default ``PID(rtol, atol)``, or ``Constant()`` where only dt is given); a grid of steps
+            is ``Grid(times)``.
+        rtol, atol: relative and absolute tolerance of a step, in place of a controller (default 1e-4 and 1e-6).
         save: times at which to keep the solution, or a ``Save``; by default the end.
         event: ``Event`` or several: where to stop, or to start again from a reset state.
         gradient: how to differentiate (default ``Direct()``).
@@ -100,10 +106,15 @@ def solve(
         TypeError, ValueError: the problem is not well posed; the message says what to change.
         SolveError: the solve failed (see ``throw``).
     """
+    if unknown:
+        refuse_unknown("solve", unknown, options_of(solve), ELSEWHERE)
     args = args if isinstance(args, tuple) else (args,)
+    solver = Tsit5() if solver is None else solver
+    _expect(solver, Solver, "solver", "dxdt.Tsit5()")
+    t, save, controller = span_and_save(t, save, solver, controller, dt, rtol is not None or atol is not None)
     wanted = is_compiling() if compile is None else compile
     # All that was given, so that no option is lost where the solve is made again on rows.
-    problem = {name: value for name, value in locals().items() if name != "wanted"}
+    problem = {name: value for name, value in locals().items() if name not in ("wanted", "unknown")}
     folded = fold(equation, y0, t, problem, per_sample)
     if folded is not None:
         if wanted:
@@ -112,14 +123,13 @@ def solve(
         return folded.unfold(solve(**on_rows))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
-    solver = Tsit5() if solver is None else solver
     rule = gradient
     gradient = Direct() if gradient is None else gradient
     _expect(equation, object, "equation", "dxdt.ODE(field)")
-    _expect(solver, Solver, "solver", "dxdt.Tsit5()")
     _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
     refuse_rule(gradient)
-    controller, dt_row = _controller(controller, solver, dt, interval, layout)
+    controller = chosen_controller(controller, solver, dt, rtol, atol)
+    dt_row = _checked_steps(controller, solver, dt, interval, layout)
     if torch.compiler.is_exporting():
         check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
@@ -195,10 +205,10 @@ def _bind(solver: Solver, driver: Any, equation: StochasticEquation, interval: I
         return solver.bind(driver, equation, interval.t0, interval.t1, layout)
 
 
-def _controller(
-    controller: Controller | None, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
-) -> tuple[Controller, np.ndarray | None]:
-    """The controller of a solve and its first step, ``(R,)`` or None for the automatic one."""
+def _checked_steps(
+    controller: Controller, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
+) -> np.ndarray | None:
+    """The first step of a solve, ``(R,)`` or None for the automatic one, once the controller suits the solver."""
     name = type(solver).__name__
     size = None
     if dt is not None:
@@ -208,15 +218,6 @@ def _controller(
         size = (
             np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
         )
-    if controller is None:
-        if interval.grid is not None:
-            controller = Grid(interval.grid)
-        elif size is not None:
-            controller = Constant()
-        elif solver.facts.error_order is None:
-            raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: give dt")
-        else:
-            controller = PID()
     _expect(controller, Controller, "controller", "dxdt.PID()")
     controller.check(interval.t0, interval.t1, size)
     if controller.adaptive and solver.facts.error_order is None:
@@ -225,8 +226,10 @@ def _controller(
             f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
         )
     if solver.facts.known_grid and controller.adaptive:
-        raise ValueError(f"{name} needs known steps: give dt or a grid of times instead of {type(controller).__name__}")
-    return controller, size
+        raise ValueError(
+            f"{name} needs known steps: give dt or controller=dxdt.Grid(times) instead of {type(controller).__name__}"
+        )
+    return size
 
 
 def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:

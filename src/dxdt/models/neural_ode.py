@@ -10,22 +10,24 @@ et al., "Augmented neural ODEs" (2019).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dxdt.diffeq.control.controller import Controller
-from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.entry import solve
 from dxdt.diffeq.gradients.gradient import Gradient
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import ODE
+from dxdt.diffeq.request import ELSEWHERE, chosen_controller, is_list_of_times
 from dxdt.diffeq.solution import Solution
+from dxdt.ops.options import options_of, refuse_unknown
+from dxdt.ops.tree import Tree
 
-__all__ = ["Augmented", "NeuralODE", "split_times"]
+__all__ = ["Augmented", "NeuralODE", "check_options", "checked_times"]
 
 
 @final
@@ -35,9 +37,14 @@ class NeuralODE(nn.Module):
     Args:
         field: f, a module or function of (t, y, *args).
         solver: one-step method, `Tsit5()` by default.
-        controller: step sizes, `PID(1e-4, 1e-4)` by default.
+        controller: step sizes, as in `dxdt.solve`.
+        rtol, atol: tolerances of a step, in place of a controller; the defaults are those of `dxdt.solve`.
         gradient: how to differentiate the solve, `Direct()` by default.
-        options: anything else that `dxdt.solve` takes (per_sample, max_steps, progress, ...).
+        options: anything else that `dxdt.solve` takes (dt, per_sample, max_steps, progress, ...).
+
+    Raises:
+        TypeError: `dxdt.solve` has no such option.
+        ValueError: these options give no way to choose steps.
     """
 
     def __init__(
@@ -46,63 +53,71 @@ class NeuralODE(nn.Module):
         *,
         solver: Solver | None = None,
         controller: Controller | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
         gradient: Gradient | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options("NeuralODE", options, taken=("args", "save"))
         self.field = field
         self.solver = Tsit5() if solver is None else solver
-        self.controller = PID(1e-4, 1e-4) if controller is None else controller
+        self.controller = chosen_controller(controller, self.solver, options.get("dt"), rtol, atol)
         self.gradient = gradient
         self.options = options
 
-    def solution(self, y0: Tensor, t: Any, *args: Any) -> Solution:
+    def solution(self, y0: Tree, t: Any, *args: Any) -> Solution:
         """Return the whole `Solution`; `y0` and `t` as in `forward`."""
-        span, save = split_times(t, "NeuralODE")
         return solve(
             ODE(self.field),
             y0,
-            span,
+            checked_times(t, "NeuralODE"),
             args=args,
             solver=self.solver,
             controller=self.controller,
             gradient=self.gradient,
-            save=save,
             **self.options,
         )
 
-    def forward(self, y0: Tensor, t: Any, *args: Any) -> Tensor:
+    def forward(self, y0: Tree, t: Any, *args: Any) -> Any:
         """Return the value at the end of a span, or at every one of given times.
 
         Args:
-            y0: state at the first time, (*batch, features).
+            y0: state at the first time, (*batch, features), or a tree of tensors.
             t: a pair (t0, t1) for y(t1), or a tensor (T,) of at least two times for
-                (T, *batch, features), y0 first.
+                (T, *batch, features), y0 first; with `per_sample=True` also (T, batch).
             args: passed to the field after (t, y).
 
         Raises:
             ValueError: `t` is neither, or its times are not monotone.
         """
         found = self.solution(y0, t, *args)
-        return found.ys if isinstance(t, Tensor) else found.y1
+        return found.ys if is_list_of_times(t) else found.y1
 
 
-def split_times(t: Any, name: str) -> tuple[tuple[Any, Any], Tensor | None]:
-    """The span of a model's time argument, and the times to save at where it is a tensor."""
-    if isinstance(t, Tensor):
-        if t.ndim != 1 or t.shape[0] < 2:
-            raise ValueError(
-                f"{name}: times of shape {tuple(t.shape)} are no list of at least two times; "
-                "pass a pair (t0, t1) or a tensor (T,)."
-            )
-        return (t[0], t[-1]), t
-    ends = tuple(t)
-    if len(ends) != 2:
+def check_options(name: str, options: Mapping[str, Any], taken: Iterable[str]) -> None:
+    """Refuse options of a model that `dxdt.solve` does not take, or that the model gives itself.
+
+    Raises:
+        TypeError: there is no such option; the nearest one is named.
+    """
+    refuse_unknown(name, options, [option for option in options_of(solve) if option not in taken], ELSEWHERE)
+
+
+def checked_times(t: Any, name: str) -> Any:
+    """The time argument of a model, a pair or times to save at.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(t, Tensor) and not is_list_of_times(t):
         raise ValueError(
-            f"{name}: a sequence of {len(ends)} times is no span; "
-            "pass a pair (t0, t1), or a tensor (T,) to get the value at every time."
+            f"{name}: times of shape {tuple(t.shape)} are no list of at least two times; "
+            "pass a pair (t0, t1) or a tensor (T,)."
         )
-    return (ends[0], ends[1]), None
+    if not isinstance(t, Tensor) and len(t) < 2:
+        raise ValueError(f"{name}: {len(t)} times are no span; pass a pair (t0, t1) or a tensor (T,).")
+    return t
 
 
 @final

@@ -21,8 +21,9 @@ from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.methods.stochastic import EulerMaruyama, StochasticHeun
 from dxdt.diffeq.problem.equation import SDE, Ito, Stratonovich
 from dxdt.diffeq.problem.noise import Diagonal, Noise
+from dxdt.diffeq.request import is_list_of_times
 from dxdt.diffeq.solution import Solution
-from dxdt.models.neural_ode import split_times
+from dxdt.models.neural_ode import check_options, checked_times
 from dxdt.ops.times import to_host
 from dxdt.paths import Driver, Increments
 
@@ -48,6 +49,7 @@ class NeuralSDE(nn.Module):
         options: anything else that `dxdt.solve` takes (max_steps, progress, compile, ...).
 
     Raises:
+        TypeError: `dxdt.solve` has no such option.
         ValueError: dt is not positive.
     """
 
@@ -66,6 +68,7 @@ class NeuralSDE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_options("NeuralSDE", options, taken=("args", "save", "driver"))
         if not dt > 0:
             raise ValueError(f"NeuralSDE(dt={dt}): give the longest step, a number above zero")
         self.drift, self.diffusion, self.dt = drift, diffusion, dt
@@ -83,18 +86,16 @@ class NeuralSDE(nn.Module):
 
     def solution(self, y0: Tensor, t: Any, *args: Any, seed: int) -> Solution:
         """Return the whole `Solution`; arguments as in `forward`."""
-        span, save = split_times(t, "NeuralSDE")
         return solve(
             self.equation,
             y0,
-            span,
+            checked_times(t, "NeuralSDE"),
             dt=None if self.controller is None else self.dt,
             args=args,
             solver=self.solver,
-            controller=self._steps(span, save) if self.controller is None else self.controller,
+            controller=self._steps(t) if self.controller is None else self.controller,
             gradient=self.gradient,
             driver=self.path(seed),
-            save=save,
             **self.options,
         )
 
@@ -113,19 +114,16 @@ class NeuralSDE(nn.Module):
             ValueError: `t` is neither, or its times are not monotone.
         """
         found = self.solution(y0, t, *args, seed=seed)
-        return found.ys if isinstance(t, Tensor) else found.y1
+        return found.ys if is_list_of_times(t) else found.y1
 
-    def _steps(self, span: tuple[Any, Any], save: Tensor | None) -> Controller:
+    def _steps(self, t: Any) -> Controller:
         """Equal steps of at most dt between the times."""
-        ends = np.asarray(to_host(save) if save is not None else _ends(span), np.float64)
+        ends = np.stack(np.broadcast_arrays(*(to_host(x) if isinstance(x, Tensor) else x for x in t))).astype(
+            np.float64
+        )
         gaps = np.abs(np.diff(ends, axis=0))
         if not (np.isfinite(gaps).all() and (gaps > 0).all()):
             return Constant(self.dt)  # the solve says what is wrong with such times
         counts = np.maximum(1, np.ceil(gaps.reshape(len(gaps), -1).max(1) / self.dt * (1 - 1e-9))).astype(int)
         pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(ends, ends[1:], counts, strict=False)]
         return Grid(np.concatenate((*pieces, ends[-1:])))
-
-
-def _ends(span: tuple[Any, Any]) -> np.ndarray:
-    """Both ends, (2,) or (2, rows)."""
-    return np.stack(np.broadcast_arrays(*(to_host(x) if isinstance(x, Tensor) else x for x in span)))

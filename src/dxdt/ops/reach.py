@@ -29,7 +29,9 @@ _PLAIN = frozenset(
     (int, float, bool, str, bytes, complex, type(None), type(...), slice, range, BuiltinFunctionType)
     + (torch.dtype, torch.device, torch.Size, np.float64, np.float32, np.int64)
 )
-_FOREIGN = (sys.stdlib_module_names | {"torch", "numpy", "builtins", "dxdt"}) - {"__main__"}
+# Frameworks of tests write calls of their own into a test's functions.
+_FRAMEWORKS = frozenset({"_pytest", "pytest", "pluggy", "hypothesis"})
+_FOREIGN = (sys.stdlib_module_names | _FRAMEWORKS | {"torch", "numpy", "builtins", "dxdt"}) - {"__main__"}
 # Containers with more entries are data, and a walk ends at so many things.
 _ENTRIES, _THINGS = 1024, 20_000
 

@@ -22,25 +22,22 @@ class Interval:
 
     Attributes:
         t0, t1: ends on the host, float64 ``(R,)``.
-        grid: all times ``(N, 1 or R)`` where more than the ends were given.
         tensors: the ends as float64 tensors ``(R,)`` where one requires a gradient, else None.
     """
 
     t0: np.ndarray
     t1: np.ndarray
-    grid: np.ndarray | None
     tensors: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, t: Any, layout: Layout) -> Interval:
-        """Parse a pair ``(t0, t1)`` of numbers or ``(B,)`` tensors, or times ``(N,)`` or ``(N, B)``.
+        """Parse a pair ``(t0, t1)`` of numbers or ``(B,)`` tensors, or a tensor ``(2,)`` or ``(2, B)``.
 
         Raises:
-            ValueError: a shape that does not fit, times that are not finite or not strictly
-                monotone, or a pair whose ends are equal.
+            ValueError: a shape that does not fit, or ends that are not finite or equal.
         """
         if type(t) is tuple and len(t) == 2 and type(t[0]) is float is type(t[1]) and _is_span(*t):
-            return cls(np.full(layout.rows, t[0]), np.full(layout.rows, t[1]), None, None)
+            return cls(np.full(layout.rows, t[0]), np.full(layout.rows, t[1]), None)
         if t is None:
             raise ValueError("solve has no t: give the span as a pair (t0, t1)")
         if isinstance(t, (str, int, float, complex)) or not (hasattr(t, "__len__") or hasattr(t, "__iter__")):
@@ -48,14 +45,12 @@ class Interval:
         points = (
             list(t) if not isinstance(t, (Tensor, np.ndarray)) else [t[i] for i in range(t.shape[0] if t.ndim else 0)]
         )
-        if len(points) < 2:
-            raise ValueError(f"t has {len(points)} times: give the span as a pair (t0, t1), or a grid of times")
+        if len(points) != 2:
+            raise ValueError(f"t has {len(points)} times: give the span as a pair (t0, t1), or times to save at")
         host = np.stack([_row(p, layout) for p in points])
         _check(host)
-        if host.shape[1] > 1 and len(points) == 2 and (host == host[:, :1]).all():
-            host = host[:, :1]
         t0, t1 = (np.array(np.broadcast_to(x, layout.rows)) for x in (host[0], host[-1]))
-        return cls(t0, t1, host if len(points) > 2 else None, _tensors(points, layout))
+        return cls(t0, t1, _tensors(points, layout))
 
 
 def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor | None]:
@@ -117,12 +112,8 @@ def _is_span(t0: float, t1: float) -> bool:
 def _check(host: np.ndarray) -> None:
     if not np.isfinite(host).all():
         raise ValueError("t has times that are not finite: give finite ends (a steady state is found with an event)")
-    steps = np.diff(host, axis=0)
-    if (steps == 0).any():
-        same = " (t0 == t1: there is nothing to solve)" if len(host) == 2 else ""
-        raise ValueError(f"t has equal times{same}: give strictly monotone times")
-    if not (np.sign(steps) == np.sign(steps[:1])).all():
-        raise ValueError("t has times that are not monotone: sort them in the direction of the solve")
+    if (host[0] == host[1]).any():
+        raise ValueError("t has equal times (t0 == t1: there is nothing to solve): give two that differ")
 
 
 def _tensors(points: list[Any], layout: Layout) -> tuple[Tensor, Tensor] | None:

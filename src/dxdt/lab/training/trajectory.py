@@ -19,7 +19,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from dxdt.diffeq import ODE, PID, RK4, solve
+from dxdt.diffeq import ODE, PID, RK4, Grid, solve
 from dxdt.lab.data.datasets import Trajectory
 from dxdt.models import NeuralODE
 from dxdt.nn import MLPField
@@ -74,7 +74,7 @@ def shooting_loss(model: TrajectoryModel, data: Trajectory, settings: Shooting, 
     times = data.ts[window] - data.ts[start]
     wanted = (data.ys[window] - model.centre) / model.scale
     # One Runge-Kutta step from each reading to the next: readings are close together in time.
-    found = solve(ODE(model.field), model.states[start], times, solver=RK4(), per_sample=True, save=times)
+    found = solve(ODE(model.field), model.states[start], times, solver=RK4(), controller=Grid(times), per_sample=True)
     return (found.ys - wanted).square().mean()
 
 

@@ -1,0 +1,113 @@
+"""What a call of `solve` means: which times it gives, and by which rule its steps are chosen."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dxdt.diffeq.control.controller import Constant, Controller, Grid
+from dxdt.diffeq.control.pid import PID
+from dxdt.diffeq.loop.save import Save
+from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.vmap import has_values
+from dxdt.ops.times import to_host
+
+__all__ = ["ELSEWHERE", "chosen_controller", "is_list_of_times", "span_and_save"]
+
+ELSEWHERE = {
+    "adjoint_params": "params",
+    "dt0": "dt",
+    "event_fn": "event",
+    "events": "event",
+    "method": "solver",
+    "saveat": "save",
+    "step_size": "dt",
+    "stepsize_controller": "controller",
+    "t_eval": "save",
+    "tol": "rtol",
+}
+"""What torchdiffeq, diffrax and SciPy call the options of `solve`."""
+
+
+def is_list_of_times(t: Any) -> bool:
+    """Whether `t` lists times to save at: a tensor or an array, or a sequence of more than two."""
+    if isinstance(t, (Tensor, np.ndarray)):
+        return t.ndim > 0 and t.shape[0] > 1
+    return isinstance(t, (list, tuple)) and len(t) > 2
+
+
+def span_and_save(
+    t: Any, save: Any, solver: Solver, controller: Controller | None, dt: Any, tolerances: bool
+) -> tuple[Any, Any, Controller | None]:
+    """The span, what is saved, and the controller of a solve.
+
+    Times in a list are where the solution is saved, from the first to the last. Two old readings of such a list, as the
+    grid of steps, are kept with a deprecation sentence: beside `save=`, and for methods that cannot choose their steps.
+
+    Raises:
+        ValueError: the times turn round, or are given twice, in `t` and in `save`, beside steps chosen otherwise.
+    """
+    if not is_list_of_times(t):
+        return t, save, controller
+    span, count = (t[0], t[-1]), len(t)
+    _check_order(t)
+    free = controller is None and dt is None and not tolerances
+    if save is None:
+        save = Save(times=t)
+        if free and (solver.facts.error_order is None or solver.facts.known_grid):
+            _old_reading(f"{type(solver).__name__} does not choose its steps", count)
+            controller = Grid(t)
+    elif count > 2 and free:
+        _old_reading("save= says what is kept", count)
+        controller = Grid(t)
+    elif count > 2 and not isinstance(controller, Grid):
+        raise ValueError(
+            f"t lists {count} times to save at and save= says what is kept: give the span as t=(t0, t1), "
+            "and the times as save=times"
+        )
+    return span, save, controller
+
+
+def _check_order(times: Any) -> None:
+    """Refuse times that turn round, where they can be read."""
+    if isinstance(times, Tensor) and not has_values(times):
+        return
+    try:
+        host = np.asarray(to_host(times) if isinstance(times, Tensor) else [*times], np.float64)
+    except (TypeError, ValueError):
+        return  # what is wrong with such times is said where they are read one by one
+    if (np.diff(host, axis=0) * np.sign(host[-1] - host[0]) < 0).any():
+        raise ValueError("t lists times that are not in one direction: sort them from t0 to t1")
+
+
+def _old_reading(cause: str, count: int) -> None:
+    warnings.warn(
+        f"{cause}, so the {count} times in t are its steps too, for now: name a grid of steps, as in "
+        "controller=dxdt.Grid(times), or give dt (a list of times alone says where to save)",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+
+
+def chosen_controller(
+    controller: Controller | None, solver: Solver, dt: Any, rtol: float | None, atol: float | None
+) -> Controller:
+    """The rule for the steps: the one given, `Constant` where only dt is, `PID` with the tolerances otherwise.
+
+    Raises:
+        ValueError: tolerances beside a controller, or no error estimate where steps are to be chosen by one.
+    """
+    name = type(solver).__name__
+    tolerances = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    if controller is not None:
+        if tolerances:
+            given = " and ".join(tolerances)
+            raise ValueError(f"{given} beside controller=: put {given} into the controller, as dxdt.PID(rtol, atol)")
+        return controller
+    if solver.facts.error_order is None and (tolerances or dt is None):
+        remedy = "give dt" if not tolerances else "give dt alone, or a pair such as solver=dxdt.Tsit5()"
+        raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: {remedy}")
+    return Constant() if dt is not None and not tolerances else PID(**tolerances)
