@@ -36,6 +36,7 @@ BEFORE = {
     "non-monotone": (dict(t=[0.0, 0.5, 0.2]), ValueError, "t lists times.*sort them"),
     "times that come back": (dict(t=[0.0, 0.5, 0.0]), ValueError, "t0 == t1"),
     "inner times twice": (dict(t=[0.0, 0.5, 1.0], save=[0.3], dt=0.1), ValueError, "t lists 3 times.*save=times"),
+    "span beyond float32": (dict(t=(0.0, 1e300), dt=1e300), ValueError, "t spans 1e.300, more than float32 holds"),
     "misspelt option": (dict(atoll=1e-6), TypeError, "solve has no option atoll: did you mean atol?"),
     "torchdiffeq's option": (dict(method="rk4"), TypeError, "no option method: it is called solver here"),
     "tolerance beside a controller": (dict(rtol=1e-3, controller=PID()), ValueError, "put rtol into the controller"),

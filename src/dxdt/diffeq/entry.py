@@ -40,6 +40,7 @@ from dxdt.ops.tree import Layout, Tree, tree_map
 __all__ = ["solve"]
 
 _CODES = {s.code: s for s in Status}
+_LONGEST = torch.finfo(torch.float32).max
 _OK = frozenset(s for s in Status if s.ok)
 _MAPPED = (
     "a solve inside torch.vmap has no compiled form: make the mapped axis a batch and solve with per_sample=True, "
@@ -123,6 +124,7 @@ def solve(
         return folded.unfold(solve(**on_rows))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
+    _check_length(interval, layout)
     rule = gradient
     gradient = Direct() if gradient is None else gradient
     _expect(equation, object, "equation", "dxdt.ODE(field)")
@@ -174,6 +176,12 @@ def _expect(value: Any, kind: type, name: str, example: str) -> None:
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
+
+
+def _check_length(interval: Interval, layout: Layout) -> None:
+    longest = float(np.abs(interval.t1 - interval.t0).max(initial=0.0))
+    if layout.dtype != torch.float64 and longest > _LONGEST:
+        raise ValueError(f"t spans {longest:g}, more than float32 holds: give y0 in float64, or another unit of time")
 
 
 def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
