@@ -101,7 +101,7 @@ def chosen_controller(
         ValueError: tolerances beside a controller, or no error estimate where steps are to be chosen by one.
     """
     name = type(solver).__name__
-    tolerances = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    tolerances: dict[str, Any] = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if controller is not None:
         if tolerances:
             given = " and ".join(tolerances)
