@@ -25,11 +25,11 @@ from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, StochasticEquation, constants
-from dxdt.diffeq.problem.span import Interval, numbers, times_of
+from dxdt.diffeq.problem.span import Interval, times_of
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
-from dxdt.diffeq.request import ELSEWHERE, chosen_controller, span_and_save
+from dxdt.diffeq.request import ELSEWHERE, chosen_controller, expect, first_step, span_and_save
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
 from dxdt.ops.opaque import opaque
@@ -111,7 +111,7 @@ def solve(
         refuse_unknown("solve", unknown, options_of(solve), ELSEWHERE)
     args = args if isinstance(args, tuple) else (args,)
     solver = Tsit5() if solver is None else solver
-    _expect(solver, Solver, "solver", "dxdt.Tsit5()")
+    expect(solver, Solver, "solver", "dxdt.Tsit5()")
     t, save, controller = span_and_save(t, save, solver, controller, dt, rtol is not None or atol is not None)
     wanted = is_compiling() if compile is None else compile
     # All that was given, so that no option is lost where the solve is made again on rows.
@@ -127,11 +127,11 @@ def solve(
     _check_length(interval, layout)
     rule = gradient
     gradient = Direct() if gradient is None else gradient
-    _expect(equation, object, "equation", "dxdt.ODE(field)")
-    _expect(gradient, Gradient, "gradient", "dxdt.Direct()")
+    expect(equation, object, "equation", "dxdt.ODE(field)")
+    expect(gradient, Gradient, "gradient", "dxdt.Direct()")
     refuse_rule(gradient)
     controller = chosen_controller(controller, solver, dt, rtol, atol)
-    dt_row = _checked_steps(controller, solver, dt, interval, layout)
+    dt_row = first_step(controller, solver, dt, interval, layout)
     if torch.compiler.is_exporting():
         check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
@@ -171,13 +171,6 @@ def solve(
     return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
 
 
-def _expect(value: Any, kind: type, name: str, example: str) -> None:
-    if isinstance(value, type):
-        raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
-
-
 def _check_length(interval: Interval, layout: Layout) -> None:
     longest = float(np.abs(interval.t1 - interval.t0).max(initial=0.0))
     if layout.dtype != torch.float64 and longest > _LONGEST:
@@ -211,33 +204,6 @@ def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:
 def _bind(solver: Solver, driver: Any, equation: StochasticEquation, interval: Interval, layout: Layout) -> Any:
     with constants():
         return solver.bind(driver, equation, interval.t0, interval.t1, layout)
-
-
-def _checked_steps(
-    controller: Controller, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
-) -> np.ndarray | None:
-    """The first step of a solve, ``(R,)`` or None for the automatic one, once the controller suits the solver."""
-    name = type(solver).__name__
-    size = None
-    if dt is not None:
-        size = numbers(dt, "dt")
-        if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
-            raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
-        size = (
-            np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
-        )
-    _expect(controller, Controller, "controller", "dxdt.PID()")
-    controller.check(interval.t0, interval.t1, size)
-    if controller.adaptive and solver.facts.error_order is None:
-        raise ValueError(
-            f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
-            f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
-        )
-    if solver.facts.known_grid and controller.adaptive:
-        raise ValueError(
-            f"{name} needs known steps: give dt or controller=dxdt.Grid(times) instead of {type(controller).__name__}"
-        )
-    return size
 
 
 def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:

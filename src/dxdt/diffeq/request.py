@@ -12,10 +12,12 @@ from dxdt.diffeq.control.controller import Constant, Controller, Grid
 from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.loop.save import Save
 from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.problem.span import Interval, numbers
 from dxdt.diffeq.vmap import has_values
 from dxdt.ops.times import to_host
+from dxdt.ops.tree import Layout
 
-__all__ = ["ELSEWHERE", "chosen_controller", "is_list_of_times", "span_and_save"]
+__all__ = ["ELSEWHERE", "chosen_controller", "expect", "first_step", "is_list_of_times", "span_and_save"]
 
 ELSEWHERE = {
     "adjoint_params": "params",
@@ -111,3 +113,38 @@ def chosen_controller(
         remedy = "give dt" if not tolerances else "give dt alone, or a pair such as solver=dxdt.Tsit5()"
         raise ValueError(f"{name} has no error estimate, so it cannot choose its steps: {remedy}")
     return Constant() if dt is not None and not tolerances else PID(**tolerances)
+
+
+def first_step(
+    controller: Controller, solver: Solver, dt: float | Tensor | None, interval: Interval, layout: Layout
+) -> np.ndarray | None:
+    """The first step of a solve, ``(R,)`` or None for the automatic one, once the controller suits the solver."""
+    name = type(solver).__name__
+    size = None
+    if dt is not None:
+        size = numbers(dt, "dt")
+        if size.shape not in ((), (layout.rows,)) or not (np.isfinite(size).all() and (size != 0).all()):
+            raise ValueError(f"dt is {dt}: give a finite step other than zero (or one for each sample)")
+        size = (
+            np.broadcast_to(np.abs(size), (layout.rows,)).copy() if layout.per_sample else np.abs(size).reshape(())[()]
+        )
+    expect(controller, Controller, "controller", "dxdt.PID()")
+    controller.check(interval.t0, interval.t1, size)
+    if controller.adaptive and solver.facts.error_order is None:
+        raise ValueError(
+            f"{type(controller).__name__} adapts steps to an error estimate that {name} does not make: "
+            f"give dt without a controller, or use a pair such as dxdt.Tsit5()"
+        )
+    if solver.facts.known_grid and controller.adaptive:
+        raise ValueError(
+            f"{name} needs known steps: give dt or controller=dxdt.Grid(times) instead of {type(controller).__name__}"
+        )
+    return size
+
+
+def expect(value: Any, kind: type, name: str, example: str) -> None:
+    """Raise TypeError, with an example, for what is no object of a kind."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
