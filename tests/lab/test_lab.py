@@ -1,5 +1,6 @@
 """The laboratory: nothing half-written, training resumes exactly, measures measure, the demo runs."""
 
+import io
 import json
 import os
 import re
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from dxdt.lab.cli import main
+import dxdt
+from dxdt.diffeq.progress import TextProgress
+from dxdt.lab.cli import COMMANDS, main
 from dxdt.lab.data.batch_rng import Draws
 from dxdt.lab.data.datasets import digits, measured_pendulum
 from dxdt.lab.data.folder import data_folder
 from dxdt.lab.demo.demonstration import Demo, quick, run_demo
 from dxdt.lab.evaluation.metrics import Classifier, controls, novelty
+from dxdt.lab.runs.bar import progress_bar
 from dxdt.lab.runs.config import differences, from_plain, to_plain
 from dxdt.lab.runs.files import load_checkpoint, save_checkpoint, write_atomic
 from dxdt.lab.runs.run import Run
@@ -274,11 +278,14 @@ def test_the_measured_pendulum_is_one_trajectory():
 
 
 def test_the_command_line_explains_itself(capsys: pytest.CaptureFixture[str]):
-    for args, words in ((["--help"], "demo"), (["demo", "--help"], "interrupted run")):
-        with pytest.raises(SystemExit) as ended:
-            main(args)
-        assert ended.value.code == 0
-        assert words in capsys.readouterr().out
+    main(["--help"])
+    assert set(COMMANDS) <= set(capsys.readouterr().out.split())
+    main(["--version"])
+    assert capsys.readouterr().out == f"dxdt {dxdt.__version__}\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--help"])
+    assert ended.value.code == 0
+    assert "interrupted run" in capsys.readouterr().out
 
 
 def test_info_says_what_is_there_and_how_to_get_the_rest(capsys: pytest.CaptureFixture[str]):
@@ -286,6 +293,34 @@ def test_info_says_what_is_there_and_how_to_get_the_rest(capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert torch.__version__ in out
     assert "dxdt[" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["smaple"], "there is no command smaple: did you mean sample?"),
+        (["train", "scroe"], "there is nothing to train called scroe"),
+        (["sample", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence(args, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_bars_write_no_carriage_returns_into_files(capsys):
+    """Neither those of the laboratory nor that of a solve."""
+    with progress_bar(10, "work", "piece") as bar:
+        bar.update(5)
+    stream = io.StringIO()
+    meter = TextProgress(stream, every=0.0)
+    for k in range(5):
+        meter.update(k / 4)
+    meter.close()
+    assert capsys.readouterr().err == ""
+    assert "\r" not in stream.getvalue() and stream.getvalue().count("\n") == 1 and "100.0 %" in stream.getvalue()
 
 
 def test_bad_input_is_one_sentence_and_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -37,6 +37,8 @@ class TextProgress:
 
     def update(self, fraction: float) -> None:
         self._fraction = fraction
+        if not self._live:
+            return
         now = time.monotonic()
         if now - self._shown >= self.every:
             self._shown = now
@@ -46,11 +48,17 @@ class TextProgress:
         self._write(time.monotonic())
         self.stream.write("\n")
 
+    @property
+    def _live(self) -> bool:
+        """Whether a line may be written over: files get the last one alone."""
+        return self.stream.isatty() or "ipykernel" in sys.modules
+
     def _write(self, now: float) -> None:
         passed, done = now - self._began, self._fraction
         left = f"{passed * (1 - done) / done:.0f} s left" if 0 < done < 1 else f"{passed:.1f} s"
         bar = "#" * round(30 * done)
-        self.stream.write(f"\rsolving [{bar:<30}] {100 * done:5.1f} %  {left}   ")
+        back = "\r" if self._live else ""
+        self.stream.write(f"{back}solving [{bar:<30}] {100 * done:5.1f} %  {left}   ")
         self.stream.flush()
 
 

@@ -24,7 +24,7 @@ def solve_with_scipy(problem: Problem) -> Any:
     """
     if problem.event_fn is not None:
         raise ValueError("scipy_solver stops at no events: choose another method for event_fn")
-    scipy = require("scipy.integrate", "bench")
+    scipy = require("scipy.integrate")
     start, options = problem.start, problem.options
     flat = start.flat(start.y0).detach()
     shape, dtype, device = flat.shape, flat.dtype, flat.device

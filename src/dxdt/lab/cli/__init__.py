@@ -7,8 +7,11 @@ what it runs when it runs, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
+
+from dxdt import __version__
+from dxdt.ops.optional import missing
+from dxdt.ops.options import nearest
 
 __all__ = ["COMMANDS", "main"]
 
@@ -37,33 +40,31 @@ def main(args: list[str] | None = None) -> None:
             import_module(f"dxdt.lab.cli.{args[0]}").main(args[1:])
         else:
             _overview(args)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "dxdt":
+            raise  # not for want of a package
+        _fail(missing(error.name))
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
-        _say(f"dxdt: {error}", style="red")
-        sys.exit(1)
+        _fail(str(error))
     except KeyboardInterrupt:
-        _say("\nstopped; the same command goes on from the last checkpoint.")
+        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
 
 
 def _overview(args: list[str]) -> None:
     """Show the commands; of arguments that name none, say what is wrong."""
-    import tyro
-
-    def stand_in(line: str) -> Callable[[], None]:
-        def command() -> None: ...
-
-        command.__doc__ = line
-        return command
-
-    tyro.extras.subcommand_cli_from_dict(
-        {name: stand_in(line) for name, line in COMMANDS.items()},
-        args=args,
-        prog="dxdt",
-        description="Learning with differential equations.",
-    )
+    if args and args[0] in ("--version", "-V", "version"):
+        print(f"dxdt {__version__}")
+    elif not args or args[0] in ("--help", "-h", "help"):
+        width = max(map(len, COMMANDS))
+        print("usage: dxdt COMMAND ...\n\nLearning with differential equations.\n")
+        print("\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()))
+        print("\ndxdt COMMAND --help shows what a command takes; dxdt --version the version.")
+    else:
+        raise ValueError(f"there is no command {args[0]}: {nearest(args[0], COMMANDS)}.".replace("?.", "?"))
 
 
-def _say(text: str, style: str | None = None) -> None:
-    from rich.console import Console
-
-    Console(stderr=True).print(text, style=style, highlight=False)
+def _fail(sentence: str) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}dxdt: {sentence}{plain}", file=sys.stderr)
+    sys.exit(1)

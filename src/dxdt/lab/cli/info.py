@@ -15,18 +15,7 @@ from dxdt import __version__
 from dxdt.lab.cli.parse import call
 from dxdt.lab.data.folder import data_folder
 from dxdt.ops.code_cache import VARIABLE, cache, folder
-
-EXTRAS = {
-    "lab": ("accelerate", "scikit-learn", "matplotlib", "jinja2", "safetensors", "tqdm", "tyro", "rich"),
-    "data": ("datasets",),
-    "symbolic": ("sympy",),
-    "rl": ("gymnasium", "h5py"),
-    "mcmc": ("arviz",),
-    "interop": ("diffusers", "safetensors"),
-    "series": ("aeon",),
-    "bench": ("torchdiffeq", "torchode", "torchsde", "diffrax"),
-}
-"""For each extra, the packages by which it is recognised."""
+from dxdt.ops.optional import PACKAGES
 
 
 def installed(package: str) -> str | None:
@@ -56,8 +45,8 @@ def info() -> None:
     extras = Table(box=None, pad_edge=False, title="\nextras", title_justify="left")
     for column in ("extra", "found", "to get it"):
         extras.add_column(column)
-    for extra, packages in EXTRAS.items():
-        have = {p: installed(p) for p in packages}
+    for extra, packages in PACKAGES.items():
+        have = {p: installed(p) for p in packages.values()}
         found = ", ".join(f"{p} {v}" for p, v in have.items() if v) or "-"
         lacking = any(v is None for v in have.values())
         extras.add_row(extra, found, f"pip install 'dxdt\\[{extra}]'" if lacking else "")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from dxdt.diffusion import Levels
 from dxdt.interop import load
@@ -15,6 +14,7 @@ from dxdt.lab.cli.sampling import Sampling
 from dxdt.lab.cli.solvers import grid_named, solver_named
 from dxdt.lab.data.folder import data_folder
 from dxdt.lab.evaluation.pretrained import MNIST_DDPM_LEVELS, mnist_ddpm
+from dxdt.lab.runs.bar import progress_bar
 from dxdt.lab.training.score_model import ScoreModel, draw, load_model
 from dxdt.lab.training.settings import Score
 
@@ -66,7 +66,7 @@ def drawn(model: ScoreModel, count: int, how: Sampling, *, quiet: bool = False) 
         options["solver"] = solver_named(how.solver, how.order or None)
     if how.grid is not None:
         options["grid"] = grid_named(how.grid)
-    bar = tqdm(total=count, desc="sampling", unit="image", disable=quiet)
+    bar = progress_bar(count, "sampling", "image", quiet=quiet)
     with bar:
         for first in range(0, count, how.batch):
             yield draw(model, min(how.batch, count - first), seed=how.seed, first=first, label=how.label, **options)

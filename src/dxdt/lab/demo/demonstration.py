@@ -16,7 +16,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from dxdt.diffeq import Save
 from dxdt.diffusion import (
@@ -41,6 +40,7 @@ from dxdt.lab.evaluation.metrics import Classifier, controls, novelty
 from dxdt.lab.evaluation.two_sample import compare_paths
 from dxdt.lab.report import plots
 from dxdt.lab.report.page import Section, write_report
+from dxdt.lab.runs.bar import progress_bar
 from dxdt.lab.runs.run import Run
 from dxdt.lab.training.averaging import WarmUp
 from dxdt.lab.training.ensemble import (
@@ -191,7 +191,7 @@ class _Bar:
 
     def __init__(self, name: str, quiet: bool, start: float, end: float) -> None:
         self.ends = start, end
-        self.bar = tqdm(total=100, desc=name, unit="%", disable=quiet)
+        self.bar = progress_bar(100, name, "%", quiet=quiet)
 
     def update(self, fraction: float) -> None:
         start, end = self.ends

@@ -24,9 +24,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from tqdm.auto import tqdm
 
 from dxdt.lab.data.batch_rng import Draws, stream
+from dxdt.lab.runs.bar import progress_bar
 from dxdt.lab.runs.files import load_checkpoint, save_checkpoint
 from dxdt.lab.runs.run import Run
 from dxdt.lab.runs.tensorboard import EventWriter
@@ -199,13 +199,13 @@ def train(
         trainer.restore(tensors, header["step"])
         if trainer.main:
             run.rewind(name, header["step"])
-    bar = tqdm(
-        total=settings.steps * settings.batch,
+    bar = progress_bar(
+        settings.steps * settings.batch,
+        name,
+        "sample",
         initial=trainer.step * settings.batch,
-        desc=name,
-        unit="sample",
         unit_scale=True,
-        disable=quiet or not trainer.main,
+        quiet=quiet or not trainer.main,
     )
     events = EventWriter(board, trainer.step + 1) if board is not None and trainer.main else None
     with bar, _own_randomness(trainer):
@@ -237,7 +237,7 @@ def _own_randomness(trainer: Trainer) -> Generator[None]:
         yield
 
 
-def _log(run: Run, name: str, trainer: Trainer, value: Tensor, bar: tqdm, events: EventWriter | None) -> None:
+def _log(run: Run, name: str, trainer: Trainer, value: Tensor, bar: Any, events: EventWriter | None) -> None:
     number = trainer.accelerator.reduce(value, "mean").item()
     if not math.isfinite(number):
         raise FloatingPointError(

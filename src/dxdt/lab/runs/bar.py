@@ -1,0 +1,24 @@
+"""Bars of progress, which files never see."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+
+def progress_bar(total: int, description: str, unit: str, *, quiet: bool = False, **options: Any) -> Any:
+    """Return a bar on standard error, silent where that is a file or a pipe.
+
+    Args:
+        total: what counts as done.
+        description, unit: shown beside the bar.
+        quiet: silent in any case.
+        options: as in `tqdm`.
+    """
+    # A notebook is no terminal, and shows bars of its own.
+    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(total=total, desc=description, unit=unit, disable=quiet or not shown, **options)
