@@ -85,7 +85,7 @@ def module_of(path: Path) -> str:
 def room_of(module: str) -> str | None:
     """The room of a dotted name, None for what is not in dxdt or lies at its door."""
     parts = module.split(".")
-    return parts[1] if parts[0] == "dxdt" and len(parts) > 1 else None
+    return parts[1] if parts[0] == "dxdt" and len(parts) > 1 and parts[1] != "__main__" else None
 
 
 def inner_room_of(module: str) -> str | None:
