@@ -169,7 +169,7 @@ ROBERTSON = torch.tensor([1.786592114209946e-02, 7.274751468436598e-08, 9.821340
 
 
 @pytest.mark.parametrize(
-    "solver", chosen([s for s in IMPLICIT if s.facts.error_order is not None and s.facts.order >= 3])
+    "solver", chosen([s for s in L_STABLE if s.facts.error_order is not None and s.facts.order >= 3])
 )
 def test_robertson(solver):
     y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)

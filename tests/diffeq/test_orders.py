@@ -157,7 +157,8 @@ def test_adaptive_solves_meet_their_tolerance(solver, case):
         controller=dxdt.PID(rtol=tol, atol=tol),
     )
     error = float((sol.y1 - problem.end).abs().max())
-    assert error <= 50 * tol
+    # A method of order 1 takes some hundred steps more.
+    assert error <= (50 if solver.facts.order > 1 else 1000) * tol
     assert sol.status is dxdt.Status.SUCCESS
     assert sol.t1 == problem.t1
 

@@ -90,11 +90,14 @@ def _pushed(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
 
 def _pulled(value: Tensor, at: Tensor, cots: Tensor, graph: bool) -> Tensor:
     """J^T of each cotangent, ``(m, R, n)``: mapped where the operations can be, else one by one."""
-    options: dict[str, Any] = dict(create_graph=graph, retain_graph=True, materialize_grads=True)
+    options: dict[str, Any] = dict(create_graph=graph, retain_graph=True, allow_unused=True)
     try:
-        return torch.autograd.grad(value, at, cots, is_grads_batched=True, **options)[0]
+        rows = torch.autograd.grad(value, at, cots, is_grads_batched=True, **options)[0]
     except (RuntimeError, NotImplementedError):
-        return torch.stack([torch.autograd.grad(value, at, cot, **options)[0] for cot in cots])
+        parts = [torch.autograd.grad(value, at, cot, **options)[0] for cot in cots]
+        rows = None if parts[0] is None else torch.stack(parts)
+    # Where the value follows from other tensors alone, nothing says so but this None.
+    return at.new_zeros(len(cots), *at.shape) if rows is None else rows
 
 
 def derivative(f: Callable[[Tensor], Tensor], x: Float[Tensor, " n"]) -> Tensor | None:

@@ -203,7 +203,8 @@ class Task:
 
         def right(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             _, y, adjoint, *_ = state
-            if graph:
+            # An implicit method differentiates this for the equations of its stages.
+            if graph or torch.is_grad_enabled():
                 return _Pull.apply(self, time, t, y, adjoint, *params)
             return self.pull(time, False, _leaf(t), _leaf(y), adjoint, params)
 

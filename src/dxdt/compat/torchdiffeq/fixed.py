@@ -80,7 +80,7 @@ class _Inside:
     """An equation on rows whose field is never asked at the ends of a step."""
 
     def __init__(self, eq: Any, start: Any, end: Any) -> None:
-        self.eq, self.layout = eq, eq.layout
+        self.eq, self.layout, self.outlook = eq, eq.layout, eq.outlook
         self.start, self.end = start, end
 
     def drift(self, t: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,31 @@ from dxdt.compat.torchdiffeq.field import Measured
 from dxdt.compat.torchdiffeq.fixed import Chord, Nudged
 from dxdt.compat.torchdiffeq.problem import CALLBACKS, Problem
 from dxdt.compat.torchdiffeq.tableaux import Fehlberg2, Heun3, LooseDopri5, ThreeEighths
-from dxdt.diffeq import PID, Bosh3, Clip, Controller, Dopri8, Euler, Grid, Heun, Midpoint, Solver, Tsit5
+from dxdt.diffeq import (
+    PID,
+    SDIRK2,
+    TRBDF2,
+    Bosh3,
+    Clip,
+    Controller,
+    Dopri8,
+    Euler,
+    GaussLegendre4,
+    GaussLegendre6,
+    Grid,
+    Heun,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    Kvaerno3,
+    Kvaerno4,
+    Kvaerno5,
+    Midpoint,
+    RadauIIA3,
+    RadauIIA5,
+    Solver,
+    Trapezoidal,
+    Tsit5,
+)
 
 __all__ = ["Method", "adaptive_controller", "fixed_grid", "fixed_solver", "method_of"]
 
@@ -86,30 +110,33 @@ METHODS: dict[str, Method] = {
     "explicit_adams": _adams(implicit=False, max_order=5),
     "implicit_adams": _adams(implicit=True, max_order=12),
     "fixed_adams": _adams(implicit=True, max_order=12),
+    "implicit_euler": _fixed(ImplicitEuler),
+    "implicit_midpoint": _fixed(ImplicitMidpoint),
+    "trapezoid": _fixed(Trapezoidal),
+    "radauIIA3": _fixed(RadauIIA3),
+    "gl4": _fixed(GaussLegendre4),
+    "radauIIA5": _fixed(RadauIIA5),
+    "gl6": _fixed(GaussLegendre6),
+    "sdirk2": _fixed(SDIRK2),
+    "trbdf2": _fixed(TRBDF2),
+    "kvaerno3": _adaptive(Kvaerno3),
+    "kvaerno4": _adaptive(Kvaerno4),
+    "kvaerno5": _adaptive(Kvaerno5),
+    "adaptive_gl4": _adaptive(GaussLegendre4),
+    "adaptive_gl6": _adaptive(GaussLegendre6),
     "scipy_solver": Method(None, ("solver", "min_step", "max_step", "grid_points", "eps"), True, ()),
 }
-IMPLICIT = (
-    *("implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "gl4"),
-    *("radauIIA5", "gl6", "sdirk2", "trbdf2"),
-)
 
 
 def method_of(problem: Problem) -> Method:
     """The method that a problem names (``dopri5`` by default).
 
     Raises:
-        NotImplementedError: an implicit method.
         ValueError: no method of torchdiffeq.
     """
     name = "dopri5" if problem.method is None else problem.method
-    if name in IMPLICIT:
-        raise NotImplementedError(
-            f'method "{name}" is implicit, and dxdt.compat.torchdiffeq has no implicit methods: '
-            f"they come with dxdt's stiff solvers; until then use method='scipy_solver' with "
-            f"options={{'solver': 'Radau'}}, or an explicit method"
-        )
     if name not in METHODS:
-        names = '", "'.join((*METHODS, *IMPLICIT))
+        names = '", "'.join(METHODS)
         raise ValueError(f'Invalid method "{name}". Must be one of {{"{names}"}}.')
     return METHODS[name]
 

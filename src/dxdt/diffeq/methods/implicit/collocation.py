@@ -67,7 +67,8 @@ class Collocation(Solver):
         super().__init_subclass__()
         tableau = cls.tableau
         order, stages = tableau.order, tableau.stages
-        cls.facts = Facts(order, stages, min(3, order), tableau.error_order, degree=3, implicit=True)
+        dense, degree = (min(3, order), 3) if tableau.stiffly_accurate else (stages, stages)
+        cls.facts = Facts(order, stages, dense, tableau.error_order, degree=degree, implicit=True)
 
     def init(self, eq: Rows, t: Ticks, y: Tensor, dense: bool) -> State:
         (start,) = moments(t, t * 0, START, eq.layout)
@@ -111,11 +112,15 @@ class Collocation(Solver):
             error = weighted_sum(None, tableau.error, dt, [x.detach() for x in (state[0], *slopes)])
             error = _smooth(slope, step_size(dt, tableau.smooth, y)).solve(error)
         new, error = marked(found.ok, new, error)
-        return Step(new, error, (end,), (state[0], end))
+        return Step(new, error, (end,), (state[0], end) if tableau.stiffly_accurate else tuple(slopes))
 
     def dense(self, step: Step, dt: Ticks, y: Tensor) -> Tensor:
         (h,) = factors(END, dt, y)
-        return torch.stack(hermite(y, step.y, h * step.data[0], h * step.data[1]))
+        if self.tableau.stiffly_accurate:
+            return torch.stack(hermite(y, step.y, h * step.data[0], h * step.data[1]))
+        # A slope f(t, y) at an end multiplies the error of y by the stiffness; those of the stages do not.
+        weights = torch.as_tensor(_integrals(self.tableau), dtype=y.dtype, device=y.device)
+        return torch.einsum("ki,irn->krn", weights, torch.stack(step.data)) * h
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +155,13 @@ class _Stages:
         blocks = torch.einsum("ij,irpq->ripjq", a, torch.stack(slopes)).flatten(3).flatten(1, 2)
         size = self.size.unsqueeze(-1) if isinstance(self.size, Tensor) else self.size
         return identity(blocks[:, 0]) - size * blocks
+
+
+def _integrals(tableau: ImplicitTableau) -> np.ndarray:
+    """Coefficients ``(s, s)`` of theta, theta^2, ... in the integrals from 0 to theta of the Lagrange polynomials."""
+    nodes = np.array([sum(row) for row in tableau.matrix])
+    s = len(nodes)
+    return np.linalg.inv(np.vander(nodes, s, increasing=True)) / np.arange(1, s + 1)[:, None]
 
 
 def _smooth(slope: Tensor, size: Any) -> Factored:
