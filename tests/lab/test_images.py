@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dxdt.lab.data.batch_rng import Draws, Order
-from dxdt.lab.data.images import Crop, Flip, ImageFolder, Pixels, Selection, Shift, grid_picture
-from dxdt.lab.data.readers import open_images, read_idx, read_npz
+from dxdt.lab.data.image_folder import ImageFolder
+from dxdt.lab.data.images import Crop, Flip, Pixels, Selection, Shift, grid_picture
+from dxdt.lab.data.packed import read_npz
+from dxdt.lab.data.readers import open_images, read_idx
 
 
 def draws(rows: int = 8, step: int = 0, seed: int = 0) -> Draws:
@@ -51,14 +55,106 @@ def test_grey_folders_have_one_channel_and_parts(tmp_path: Path):
     assert len(open_images(str(tmp_path), "test")) == 1
 
 
-def test_a_bad_image_is_named(tmp_path: Path):
-    write_images(tmp_path)
+def test_all_unusable_files_are_named_before_anything_is_read(tmp_path: Path):
+    write_images(tmp_path, 6)
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"3\.png is no whole image"):
-        ImageFolder(tmp_path).read(torch.arange(4))
-    write_images(tmp_path, 1, size=(9, 9))
-    with pytest.raises(ValueError, match=r"1\.png is 6 x 5 pixels"):
-        ImageFolder(tmp_path).read(torch.arange(3))
+    (tmp_path / "4.png").write_text("no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "5.jpg")
+    with pytest.raises(ValueError) as told:
+        ImageFolder(tmp_path)
+    said = str(told.value)
+    assert all(part in said for part in ("3 of 7 files", "3.png is no", "4.png is no", "5.jpg is 9 x 9", "--size 64"))
+    for name in ("3.png", "4.png"):
+        (tmp_path / name).unlink()
+    assert ImageFolder(tmp_path, size=(4, 4)).read(torch.arange(5))[0].shape == (5, 3, 4, 4)
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_images(tmp_path, 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"0\.png is no whole image.*decompression bomb"):
+        ImageFolder(tmp_path)
+
+
+def test_a_grey_file_that_comes_first_leaves_the_others_their_colours(tmp_path: Path):
+    write_images(tmp_path, 3)
+    Image.new("L", (6, 5), 77).save(tmp_path / "0.png")
+    found = ImageFolder(tmp_path)
+    assert found.shape == (3, 5, 6)
+    levels, _ = found.read(torch.arange(3))
+    assert levels[:, :, 0, 0].tolist() == [[77, 77, 77], [10, 0, 255], [20, 0, 255]]
+
+
+def sixteen(level: int) -> Image.Image:
+    return Image.fromarray(np.full((5, 6), level, np.uint16))
+
+
+PICTURES = {
+    "16 bits": (sixteen(40_000), ".png", [156]),
+    "16 bits, dark": (sixteen(200), ".png", [1]),
+    "16 bits, white": (sixteen(65_535), ".tif", [255]),
+    "grey with alpha": (Image.new("LA", (6, 5), (40, 0)), ".png", [255]),
+    "colour with alpha": (Image.new("RGBA", (6, 5), (200, 100, 0, 255)), ".png", [200, 100, 0]),
+    "transparent": (Image.new("RGBA", (6, 5), (200, 100, 0, 0)), ".png", [255, 255, 255]),
+    "two levels": (Image.new("1", (6, 5), 1), ".png", [255]),
+    "palette": (Image.new("RGB", (6, 5), (0, 0, 255)).convert("P"), ".gif", [0, 0, 255]),
+    "inks": (Image.new("CMYK", (6, 5), (0, 0, 0, 0)), ".jpg", [255, 255, 255]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_cameras_and_editors_write_becomes_eight_bits(tmp_path: Path, name: str):
+    image, ending, levels = PICTURES[name]
+    image.save(tmp_path / f"a{ending}")
+    found = ImageFolder(tmp_path)
+    assert found.shape == (len(levels), 5, 6)
+    assert found.read(torch.tensor([0]))[0][0, :, 2, 2].tolist() == levels
+
+
+def test_photographs_stand_upright_and_are_cut_to_size(tmp_path: Path):
+    """A picture that is bright on its left; the camera says that this side is up."""
+    array = np.zeros((20, 40, 3), np.uint8)
+    array[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(array).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert ImageFolder(tmp_path).shape == (3, 40, 20)
+    image = ImageFolder(tmp_path, size=(16, 16)).read(torch.tensor([0]))[0][0]
+    assert image.shape == (3, 16, 16)
+    assert image[:, :6].float().mean() > 250 and image[:, 10:].float().mean() < 5
+
+
+def test_a_size_is_for_files_and_arrays_keep_theirs(tmp_path: Path):
+    write_images(tmp_path / "a", 4)
+    assert open_images(str(tmp_path / "a"), size=8, held_out=0.5).shape == (3, 8, 8)
+    assert open_images("digits", size=8).shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="digits has images of 8 x 8 pixels"):
+        open_images("digits", size=64)
+
+
+@pytest.mark.parametrize("kind", ["npz", "gz"])
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, kind: str):
+    """A file of a few hundred kilobytes that holds 400 MB takes no such memory."""
+    size = 400 << 20
+    if kind == "npz":
+        path = tmp_path / "a.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("images.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "|u1", "fortran_order": False, "shape": (400, 1024, 1024)}
+            )
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+    else:
+        path = tmp_path / "a-images-idx3-ubyte.gz"
+        with gzip.open(path, "wb") as file:
+            for _ in range(size >> 20):
+                file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="unpacks from"):
+        open_images(str(path))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 600 << 20 if kind == "gz" else most < 50 << 20
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path):

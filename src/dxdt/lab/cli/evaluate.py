@@ -47,7 +47,8 @@ def evaluate(
         quiet: no progress bar.
     """
     from dxdt.lab.cli.models import drawn, open_model
-    from dxdt.lab.data.readers import open_images, read_npz
+    from dxdt.lab.data.packed import read_npz
+    from dxdt.lab.data.readers import open_images
     from dxdt.lab.evaluation.features import feature_net
     from dxdt.lab.evaluation.fidelity import eight_bits, feature_distance, features_of, unit_batches
     from dxdt.lab.runs.files import write_json

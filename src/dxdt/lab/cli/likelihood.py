@@ -59,7 +59,7 @@ def likelihood(
     model = open_model(checkpoint, shape, low, high)
     if data is None and model.step == 0:
         raise ValueError(f"{checkpoint} does not say which images it was trained on; give --data.")
-    images = open_images(data or model.settings.data, "test")
+    images = open_images(data or model.settings.data, "test", size=model.settings.size)
     if images.shape != model.shape:
         raise ValueError(
             f"{images.name} has images of shape {images.shape}, and the model was trained on {model.shape}; "

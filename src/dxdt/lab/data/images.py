@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from dxdt.lab.data.batch_rng import Draws
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+from dxdt.lab.data.decode import MODES
 
 
 class ImageSet(Protocol):
@@ -71,7 +67,7 @@ class Pixels:
     ) -> None:
         if images.ndim == 3:
             images = images.unsqueeze(1)
-        if images.ndim != 4 or images.shape[1] not in _MODES:
+        if images.ndim != 4 or images.shape[1] not in MODES:
             raise ValueError(
                 f"{name}: an array of shape {tuple(images.shape)} holds no images; "
                 "give (n, height, width) or (n, channels, height, width) with 1, 3 or 4 channels."
@@ -108,71 +104,6 @@ class Pixels:
 
     def read(self, index: Int[Tensor, " n"]) -> tuple[Tensor, Tensor | None]:
         return self.images[index], None if self.labels is None else self.labels[index]
-
-
-@final
-class ImageFolder:
-    """Images in a folder; its sub-folders, where there are some, are the classes.
-
-    Args:
-        folder: searched with its sub-folders; files are taken in the order of their names.
-        channels: 1, 3 or 4; those of the first image by default.
-        size: height and width; those of the first image by default. Others are refused.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no image, or the first one cannot be read; and, where an image is read,
-            that it is corrupt or of another size.
-    """
-
-    def __init__(self, folder: Path, *, channels: int | None = None, size: tuple[int, int] | None = None) -> None:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder; name one that holds images.")
-        self.files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not self.files:
-            raise ValueError(f"{folder} holds no image; put {', '.join(sorted(SUFFIXES))} files there.")
-        if channels is not None and channels not in _MODES:
-            raise ValueError(f"{folder}: images have 1, 3 or 4 channels, not {channels}.")
-        self.name, self.levels = str(folder), 256
-        first = _open(self.files[0], None)
-        height, width = size or (int(first.shape[1]), int(first.shape[2]))
-        self.shape = (channels or int(first.shape[0]), height, width)
-        owners = [p.parent.relative_to(folder).parts[:1] for p in self.files]
-        self.classes: tuple[str, ...] | None = None
-        self.labels: Tensor | None = None
-        if all(owners):
-            self.classes = tuple(sorted({o[0] for o in owners}))
-            number = {c: k for k, c in enumerate(self.classes)}
-            self.labels = torch.tensor([number[o[0]] for o in owners])
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, index: Int[Tensor, " n"]) -> tuple[Tensor, Tensor | None]:
-        with ThreadPoolExecutor(4) as pool:  # decoding leaves Python's lock
-            found = list(pool.map(self._one, index.tolist()))
-        images = torch.from_numpy(np.stack(found))
-        return images, None if self.labels is None else self.labels[index]
-
-    def _one(self, index: int) -> np.ndarray:
-        image = _open(self.files[index], self.shape[0])
-        if image.shape != self.shape:
-            raise ValueError(
-                f"{self.files[index]} is {image.shape[2]} x {image.shape[1]} pixels, and the others of {self.name} are "
-                f"{self.shape[2]} x {self.shape[1]}; resize or remove it."
-            )
-        return image
-
-
-def _open(path: Path, channels: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            wide = image.mode not in ("L", "1", "I", "I;16")
-            mode = _MODES[channels] if channels else ("RGB" if wide else "L")
-            array = np.asarray(image.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} is no whole image ({error}); restore or remove it.") from error
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy()
 
 
 @final

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +14,22 @@ from PIL import Image
 from sklearn.datasets import fetch_olivetti_faces, load_digits
 from torch import Tensor
 
+from dxdt.lab.data.decode import levels_of
 from dxdt.lab.data.folder import data_folder
-from dxdt.lab.data.images import ImageFolder, ImageSet, Pixels, Selection
+from dxdt.lab.data.image_folder import ImageFolder
+from dxdt.lab.data.images import ImageSet, Pixels, Selection
+from dxdt.lab.data.packed import read_npz, unpacked
 from dxdt.ops.optional import require
 
 Part = Literal["train", "test"]
+_NAMES = ("digits", "olivetti", "mnist", "cifar10")
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def open_images(source: str, part: Part = "train", *, held_out: float = 0.1, seed: int = 0) -> ImageSet:
+def open_images(
+    source: str, part: Part = "train", *, held_out: float = 0.1, seed: int = 0, size: int | None = None
+) -> ImageSet:
     """Return a set of images by name or path.
 
     Args:
@@ -36,15 +40,36 @@ def open_images(source: str, part: Part = "train", *, held_out: float = 0.1, see
             has them; what comes undivided is divided by a random permutation.
         held_out: share of the held-out images, where the set comes undivided.
         seed: names that permutation.
+        size: side of the square to which the images of a folder, or of Hugging Face, are cropped and resized.
 
     Raises:
         FileNotFoundError: the source does not exist, or DXDT_DATA is not set where it is needed.
-        ValueError: it holds no images, or corrupt ones, and which.
+        ValueError: it holds no images, or corrupt ones, and which; or a size is asked of arrays that have another.
     """
+    if size is not None and size < 1:
+        raise ValueError(f"images of {size} x {size} pixels hold nothing; give a size of at least 1.")
+    square = None if size is None else (size, size)
+    if source.startswith("hf:"):
+        return _hugging_face(source.removeprefix("hf:"), part, square)
+    if Path(source).is_dir() and source not in _NAMES:
+        path = Path(source)
+        inner = path / part
+        whole = ImageFolder(inner if inner.is_dir() else path, size=square)
+        return whole if inner.is_dir() else _divided(whole, part, held_out, seed)
+    found = _arrays(source, part, held_out, seed)
+    if square is not None and found.shape[1:] != square:
+        height, width = found.shape[1:]
+        raise ValueError(
+            f"{source} has images of {width} x {height} pixels, which are used as they are; leave --size out, "
+            "or save them as files in a folder."
+        )
+    return found
+
+
+def _arrays(source: str, part: Part, held_out: float, seed: int) -> ImageSet:
+    """Images that lie in memory, by name or path."""
     if source in ("mnist", "cifar10"):
         return _layout(source, part)
-    if source.startswith("hf:"):
-        return _hugging_face(source.removeprefix("hf:"), part)
     if source == "digits":
         bunch: Any = load_digits()
         return _divided(
@@ -58,9 +83,6 @@ def open_images(source: str, part: Part = "train", *, held_out: float = 0.1, see
             f"there are no images {source}: it is neither digits, olivetti, mnist, cifar10 or hf:NAME, nor a file or "
             "folder that exists."
         )
-    if path.is_dir():
-        inner = path / part
-        return ImageFolder(inner) if inner.is_dir() else _divided(ImageFolder(path), part, held_out, seed)
     whole = read_npz(path) if path.suffix == ".npz" else _idx_images(path)
     return _divided(whole, part, held_out, seed)
 
@@ -112,37 +134,6 @@ def _olivetti() -> Pixels:
     return Pixels("olivetti", images, torch.from_numpy(np.asarray(bunch.target)))
 
 
-def read_npz(path: Path) -> Pixels:
-    """Read images, and labels where there are some, from an .npz file.
-
-    The images are the entry images, x, samples or arr_0, or else the only one with three or four
-    axes, channels first or last; the labels are labels, y or arr_1.
-
-    Raises:
-        ValueError: the file is corrupt, or holds no images.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as .npz: it is corrupt, or holds Python objects.") from error
-    wide = [name for name, a in arrays.items() if a.ndim in (3, 4)]
-    named = [name for name in ("images", "x", "samples", "arr_0") if name in wide]
-    if not named and len(wide) != 1:
-        raise ValueError(
-            f"{path} holds {', '.join(arrays) or 'nothing'}, and no entry that is images; name one images."
-        )
-    images = arrays[(named or wide)[0]]
-    if images.ndim == 4 and images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
-        images = images.transpose(0, 3, 1, 2)
-    labels = next((arrays[k] for k in ("labels", "y", "arr_1") if k in arrays), None)
-    return Pixels(str(path), _tensor(images), None if labels is None else _tensor(labels).flatten())
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
-
-
 def read_idx(path: Path) -> np.ndarray:
     """Read an array of the idx format, compressed or not.
 
@@ -153,7 +144,7 @@ def read_idx(path: Path) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; restore it, or let DXDT_DATA name its folder.")
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is no whole gzip file; restore the original.") from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in _IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
@@ -175,7 +166,7 @@ def _idx_images(path: Path) -> Pixels:
     return Pixels(str(path), images, labels)
 
 
-def _hugging_face(name: str, part: Part) -> ImageSet:
+def _hugging_face(name: str, part: Part, size: tuple[int, int] | None) -> ImageSet:
     datasets = require("datasets", "data")
     table = datasets.load_dataset(name, split=part)
     kinds = table.features
@@ -183,14 +174,18 @@ def _hugging_face(name: str, part: Part) -> ImageSet:
     if image is None:
         raise ValueError(f"hf:{name} has the columns {', '.join(kinds)}, none of them images; choose another set.")
     label = next((k for k, f in kinds.items() if type(f).__name__ == "ClassLabel"), None)
-    return _Table(f"hf:{name}", table, image, label)
+    return _Table(f"hf:{name}", table, image, label, size)
 
 
 class _Table:
     """Images in a table of Hugging Face, decoded when they are read."""
 
-    def __init__(self, name: str, table: Any, image: str, label: str | None) -> None:
-        self.name, self.levels, self.table, self.image, self.label = name, 256, table, image, label
+    def __init__(
+        self, name: str, table: Any, image: str, label: str | None, size: tuple[int, int] | None = None
+    ) -> None:
+        self.name, self.levels, self.table, self.image, self.label, self.size = name, 256, table, image, label, size
+        # The first few tell whether the set is grey.
+        self.channels = 1 if all(x.mode == "L" for x in table[: min(16, len(table))][image]) else 3
         channels, height, width = self._array(table[0][image]).shape
         self.shape = (int(channels), int(height), int(width))
         self.classes: tuple[str, ...] | None = None if label is None else tuple(table.features[label].names)
@@ -198,16 +193,17 @@ class _Table:
     def __len__(self) -> int:
         return len(self.table)
 
-    @staticmethod
-    def _array(image: Any) -> np.ndarray:
-        array = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-        return array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy()
+    def _array(self, image: Any) -> np.ndarray:
+        return levels_of(image, self.channels, self.size)
 
     def read(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         rows = self.table[index.tolist()]
         arrays = [self._array(image) for image in rows[self.image]]
         for k, array in zip(index.tolist(), arrays, strict=True):
             if array.shape != self.shape:
-                raise ValueError(f"{self.name}: image {k} has shape {array.shape}, and the first {self.shape}.")
+                raise ValueError(
+                    f"{self.name}: image {k} has shape {array.shape}, and the first {self.shape}; "
+                    "crop and resize all with --size 64, say."
+                )
         labels = None if self.label is None else torch.tensor(rows[self.label])
         return torch.from_numpy(np.stack(arrays)), labels

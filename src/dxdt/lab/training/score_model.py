@@ -134,7 +134,7 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
     Raises:
         ValueError: the folder holds another run, or settings do not fit the images.
     """
-    images = open_images(settings.data)
+    images = open_images(settings.data, size=settings.size)
     if settings.conditional and images.classes is None:
         raise ValueError(f"{images.name} has no classes to be told; train with conditional off.")
     classes = images.classes if settings.conditional else None

@@ -235,6 +235,7 @@ class Score:
 
     Attributes:
         data: images, as `open_images` names them.
+        size: side of the square to which the images of a folder are cropped and resized; as they are by default.
         low, high: the interval over which their levels are laid.
         dequantise: spread each level evenly over its width, as likelihoods need it.
         conditional: tell the network the class.
@@ -250,6 +251,7 @@ class Score:
     """
 
     data: str = "digits"
+    size: int | None = None
     low: float = -1.0
     high: float = 1.0
     dequantise: bool = True
