@@ -115,7 +115,7 @@ def _check_size(path: Path, what: str, size: int) -> None:
     packed = path.stat().st_size
     if size > max(_ALWAYS, _FACTOR * packed):
         raise ValueError(
-            f"{path}: {what} unpacks from {packed / 1e6:.1f} to at least {size / 1e6:.0f} MB, more than {_FACTOR} times "
+            f"{path}: {what} unpacks from {packed / 1e6:.1f} to at least {size / 1e6:.0f} MB, over {_FACTOR} times "
             "as much; if it is to be trusted, save it uncompressed."
         )
 
