@@ -74,8 +74,9 @@ def levels_of(image: Image.Image, channels: int, size: tuple[int, int] | None = 
         white = Image.new("RGBA", shown.size, "white")
         image = Image.alpha_composite(white, shown)
     image = image.convert(MODES[channels])
-    if size is not None and image.size != size[::-1]:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+    if size is not None:
+        height, width = size
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     array = np.asarray(image)
     return array[None].copy() if array.ndim == 2 else array.transpose(2, 0, 1).copy()
 
