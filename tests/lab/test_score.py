@@ -18,6 +18,7 @@ from PIL import Image
 
 from dxdt.lab.cli import main
 from dxdt.lab.runs.config import from_plain, read_config, to_plain
+from dxdt.lab.runs.files import load_checkpoint
 from dxdt.lab.training.averaging import PowerFunction
 from dxdt.lab.training.score_model import load_model, train_score
 from dxdt.lab.training.settings import EdmLoss, Preconditioned, Score, SmallUNet, Training, Ve
@@ -42,7 +43,7 @@ train_score(from_plain(Score, read_config(Path(sys.argv[1]))), Path(sys.argv[2])
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(r["step"], r["loss"]) for r in rows]
+    return [(r["step"], r["loss"]) for r in rows if r["series"] == "score"]
 
 
 def lines(folder: Path) -> int:
@@ -73,6 +74,74 @@ def test_a_killed_run_goes_on_with_the_same_losses(trained: Path, tmp_path: Path
     assert losses(folder) == losses(trained)
     whole = load_model(trained).denoiser.state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in model.denoiser.state_dict().items())
+
+
+def test_an_interrupt_writes_a_checkpoint_and_says_how_to_go_on(trained: Path, tmp_path: Path):
+    config, folder = tmp_path / "c.json", tmp_path / "run"
+    config.write_text(json.dumps(to_plain(TINY)))
+    command = [sys.executable, "-m", "dxdt", "train", "score", "--config", str(config), "--out", str(folder), "--quiet"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    begun = time.monotonic()
+    while lines(folder) < 10 and child.poll() is None and time.monotonic() - begun < 120:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGINT)
+    said = child.communicate()[1]
+    assert child.returncode == 130 and "Traceback" not in said
+    step = int(re.search(r"stopped at step (\d+) of 40, and saved in .*; the same command goes on", said)[1])
+    assert load_checkpoint(folder / "checkpoints" / "score.safetensors")[1]["step"] == step == lines(folder)
+    main([*command[3:]])
+    assert losses(folder) == losses(trained)
+
+
+def test_a_run_grows(tmp_path: Path):
+    """Twenty steps and then twenty more are forty, where the learning rate does not know the end."""
+    settings = replace(TINY, training=replace(TINY.training, floor=1.0))
+    train_score(settings, tmp_path / "whole", quiet=True)
+    half = replace(settings, training=replace(settings.training, steps=20))
+    train_score(half, tmp_path / "run", quiet=True)
+    main(["train", "score", "--out", str(tmp_path / "run"), "--training.steps", "40", "--quiet"])
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    main(["train", "score", "--out", str(tmp_path / "run"), "--pictures", "2", "--picture-steps", "2", "--quiet"])
+    assert [p.name for p in (tmp_path / "run" / "pictures").iterdir()] == ["0000040.png"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    changes = [{k: v for k, v in row.items() if k != "series"} for row in rows if row["series"] == "settings"]
+    assert changes == [{"training.steps": [20, 40]}, {"picture_steps": [40, 2], "pictures": [0, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--low", "0"], "another low"),
+        (["--net.channels", "8"], "another net.channels"),
+        (["process:ve"], "another process"),
+        (["--training.seed", "3"], "another training.seed"),
+        (["--training.steps", "10"], "has taken 40 steps, more than the 10 asked"),
+    ],
+)
+def test_what_a_run_is_does_not_change(trained: Path, flags, words, capsys):
+    before = (trained / "config.json").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["train", "score", "--out", str(trained), "--quiet", *flags])
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert (trained / "config.json").read_bytes() == before
+
+
+def test_a_run_begins_with_a_trained_model(trained: Path, tmp_path: Path, capsys):
+    """Its first loss is that of the model's end, and not that of untrained weights."""
+    out = tmp_path / "tuned"
+    main(["train", "score", "--from", str(trained), "--out", str(out), "--training.lr", "1e-4", "--quiet"])
+    found = from_plain(Score, json.loads((out / "config.json").read_text()))
+    assert found == replace(TINY, training=replace(TINY.training, lr=1e-4))
+    first, last = (np.mean([v for _, v in losses(f)[:10]]) for f in (out, trained))
+    assert first < 0.8 * last
+    for args, words in (
+        (["--from", str(tmp_path / "nothing")], "there is no model"),
+        (["--from", str(trained), "--net.channels", "8"], "has another network than is to be trained"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", "score", "--out", str(tmp_path / "other"), "--quiet", "--fresh", *args])
+        assert words in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

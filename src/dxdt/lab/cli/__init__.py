@@ -46,8 +46,8 @@ def main(args: list[str] | None = None) -> None:
         _fail(missing(error.name))
     except (ValueError, FileNotFoundError, FloatingPointError, ImportError, OSError) as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped.'}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -59,6 +59,15 @@ def take_config(args: list[str]) -> tuple[str | None, list[str]]:
     return found, rest
 
 
+def flag(args: list[str], name: str) -> str | None:
+    """Return the value of a flag, None where it is not given or nothing follows it."""
+    for k, arg in enumerate(args):
+        head, equals, value = arg.partition("=")
+        if head == name:
+            return value if equals else args[k + 1] if k + 1 < len(args) else None
+    return None
+
+
 def defaults(kind: type[Settings], config: str | None) -> Settings:
     """Return the settings of a file, the rest by default.
 

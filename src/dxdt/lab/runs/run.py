@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, final
 
@@ -21,28 +22,41 @@ class Run:
         folder: made if missing.
         settings: a dataclass; a folder that holds a run with other settings is refused.
         fresh: empty the folder first, if it holds a run.
+        free: dotted names of settings that a run may change as it goes on; `adopt` keeps the new ones, and the series
+            "settings" of the metrics says what they were.
 
     Raises:
         ValueError: the folder holds a run with other settings, or files that are no run.
     """
 
-    def __init__(self, folder: Path, settings: Any, *, fresh: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Any, *, fresh: bool = False, free: Collection[str] = ()) -> None:
+        self.folder, self._plain = folder, json.loads(json.dumps(to_plain(settings)))
+        self._changes: dict[str, list[Any]] = {}
+        plain = self._plain
         config = folder / "config.json"
-        plain = json.loads(json.dumps(to_plain(settings)))
         if fresh and config.exists():
             shutil.rmtree(folder)
         if config.exists():
-            changed = differences(_completed(read_json(config), settings), plain)
-            if changed:
+            former = _completed(read_json(config), settings)
+            changed = differences(former, plain)
+            fixed = [name for name in changed if not _within(name, free)]
+            if fixed:
                 raise ValueError(
-                    f"{folder} holds a run with another {', '.join(changed)}; "
+                    f"{folder} holds a run with another {', '.join(fixed)}; "
                     "choose another folder (--out), or start over (--fresh)."
                 )
+            self._changes = {name: [_at(former, name), _at(plain, name)] for name in changed}
         elif folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} holds files that are no run of dxdt; choose another folder (--out).")
         else:
             write_json(config, plain)
+
+    def adopt(self) -> None:
+        """Keep the settings that changed, once it is known that the run goes on with them."""
+        if self._changes:
+            self.log("settings", **self._changes)
+            write_json(self.folder / "config.json", self._plain)
+            self._changes = {}
 
     @property
     def metrics(self) -> Path:
@@ -70,6 +84,16 @@ class Run:
             return
         kept = [row for row in _lines(self.metrics) if row.get("series") != series or row.get("step", 0) <= step]
         write_atomic(self.metrics, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def _within(name: str, names: Collection[str]) -> bool:
+    return any(name == n or name.startswith(f"{n}.") for n in names)
+
+
+def _at(plain: Any, name: str) -> Any:
+    for part in name.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain
 
 
 def _completed(old: Any, settings: Any) -> Any:

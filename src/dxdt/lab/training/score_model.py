@@ -30,6 +30,13 @@ from dxdt.lab.training.trainer import Trainer, processes, train
 
 FORMAT = "dxdt score model 1"
 SERIES = "score"
+FREE = (
+    *(f"training.{name}" for name in ("steps", "lr", "warmup", "floor", "clip", "save_every", "log_every", "compile")),
+    "augment",
+    "pictures",
+    "picture_steps",
+)
+"""Settings that a run may change as it goes on; the others say what the network is, what it learns and from what."""
 
 
 @final
@@ -124,15 +131,26 @@ def _device(module: Any) -> torch.device:
     return next(module.parameters()).device
 
 
-def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bool = False) -> ScoreModel:
+def train_score(
+    settings: Score, folder: Path, *, start: Path | None = None, fresh: bool = False, quiet: bool = False
+) -> ScoreModel:
     """Train a score model in a folder, or go on with it, and return its average.
+
+    A run goes on with more steps, another learning rate or other pictures (`FREE`) where its folder is given again.
 
     The folder gets config.json, metrics.jsonl, checkpoints/score.safetensors (all that resuming needs),
     model.safetensors (the average, for use), pictures/ of samples, losses.png, TensorBoard's events and,
     for power-function averages, snapshots/.
 
+    Args:
+        settings: what to train, and how.
+        folder: of the run.
+        start: a model whose weights a new run begins with: its file, or the folder of its run.
+        fresh: start over, deleting what a former run left in the folder.
+        quiet: no progress bar.
+
     Raises:
-        ValueError: the folder holds another run, or settings do not fit the images.
+        ValueError: the folder holds another run, settings do not fit the images, or `start` is another network.
     """
     images = open_images(settings.data, size=settings.size)
     if settings.conditional and images.classes is None:
@@ -141,9 +159,11 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
     levels = Levels(images.levels, settings.low, settings.high)
     shared = processes()
     with shared.main_process_first():  # the others find the run that the first has begun
-        run = Run(folder, settings, fresh=fresh and shared.is_main_process)
+        run = Run(folder, settings, fresh=fresh and shared.is_main_process, free=FREE)
     loss_of = objective(settings.objective)
     module = LossModule(build(settings, images.shape, len(classes) if classes else None), loss_of)
+    if start is not None:
+        begin_with(module.denoiser, start)
     loss = BatchLoss(images, settings, levels, loss_of, augmentations(settings.augment))
     about = {"format": FORMAT, "settings": to_plain(settings), "shape": images.shape, "classes": classes}
     about["levels"] = images.levels
@@ -170,6 +190,24 @@ def train_score(settings: Score, folder: Path, *, fresh: bool = False, quiet: bo
     train(module, loss, settings.training, run, SERIES, about=about, watch=watch, board=board, quiet=quiet)
     shared.wait_for_everyone()
     return load_model(folder)
+
+
+def begin_with(denoiser: nn.Module, start: Path) -> None:
+    """Give a denoiser the weights of a trained model.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ValueError: it is no model of `train_score`, or its network is another.
+    """
+    former = load_model(start).denoiser.state_dict()
+    own = denoiser.state_dict()
+    odd = [k for k in sorted({*former, *own}) if k not in own or k not in former or own[k].shape != former[k].shape]
+    if odd:
+        raise ValueError(
+            f"{start} has another network than is to be trained: {len(odd)} tensors differ, {odd[0]} first; "
+            "take its settings of net, answer, classes and channels."
+        )
+    denoiser.load_state_dict(former)
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any, TypeVar, final
 
 import torch
@@ -34,6 +36,8 @@ from dxdt.lab.training.ema import Averages, whole
 from dxdt.lab.training.settings import Training
 from dxdt.ops.optional import require
 
+__all__ = ["Loss", "Stopped", "Trainer", "processes", "train"]
+
 Model = TypeVar("Model", bound=nn.Module)
 Loss = Callable[[Any, Draws], Tensor]
 """The mean loss of the samples that `Draws` names, given the model."""
@@ -41,6 +45,10 @@ Loss = Callable[[Any, Draws], Tensor]
 # The first process alone gets the state to write it; every process reads it back from the file.
 _WRITTEN = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _READ = StateDictOptions(full_state_dict=True)
+
+
+class Stopped(KeyboardInterrupt):
+    """A training that was interrupted and has written its state; the message says how it goes on."""
 
 
 def _on_cpu() -> bool:
@@ -186,6 +194,7 @@ def train(
         ValueError: the checkpoint is of a longer training than `settings.steps`, or broken, or the
             batch does not divide among the processes.
         FloatingPointError: the loss is not finite.
+        Stopped: an interrupt (Ctrl-C) came; the step was finished and a checkpoint written. A second one stops at once.
     """
     trainer = Trainer(model, settings)
     path = run.checkpoint(name)
@@ -199,6 +208,8 @@ def train(
         trainer.restore(tensors, header["step"])
         if trainer.main:
             run.rewind(name, header["step"])
+    if trainer.main:
+        run.adopt()
     bar = progress_bar(
         settings.steps * settings.batch,
         name,
@@ -208,7 +219,7 @@ def train(
         quiet=quiet or not trainer.main,
     )
     events = EventWriter(board, trainer.step + 1) if board is not None and trainer.main else None
-    with bar, _own_randomness(trainer):
+    with bar, _own_randomness(trainer), _asked_to_stop(trainer) as stop:
         if watch is not None and trainer.step == settings.steps:
             watch(trainer)  # a kill after the last checkpoint may have lost it
         while trainer.step < settings.steps:
@@ -217,16 +228,45 @@ def train(
             last = trainer.step == settings.steps
             if trainer.step % settings.log_every == 0 or last:
                 _log(run, name, trainer, value, bar, events)
-            if trainer.step % settings.save_every == 0 or last:
+            stopped = stop.is_set() and not last
+            if trainer.step % settings.save_every == 0 or last or stopped:
                 state = trainer.tensors()
                 if trainer.main:
                     save_checkpoint(path, state, {**(about or {}), "step": trainer.step})
-                if watch is not None:
+                if watch is not None and not stopped:
                     watch(trainer)
+            if stopped:
+                raise Stopped(
+                    f"stopped at step {trainer.step} of {settings.steps}, and saved in {path}; "
+                    "the same command goes on from there."
+                )
     if events is not None:
         events.close()
     average = trainer.averaged()
     return average  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def _asked_to_stop(trainer: Trainer) -> Generator[Event]:
+    """An event that the first interrupt sets, so that the step at hand is finished; the second one is as usual.
+
+    With several processes an interrupt stops at once: they would have to agree on a step.
+    """
+    asked = Event()
+    if trainer.accelerator.num_processes > 1 or current_thread() is not main_thread():
+        yield asked
+        return
+    former = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, former)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 @contextmanager
