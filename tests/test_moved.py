@@ -53,3 +53,12 @@ def test_a_pickle_that_names_an_old_module_loads():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert pickle.loads(said) == dxdt.PID(rtol=1e-5)
+
+
+def test_a_name_that_clashed_says_what_it_is_now():
+    with pytest.warns(DeprecationWarning, match=r"dxdt.ExactWeight now; the exact trace is dxdt.diffusion.Exact"):
+        assert dxdt.Exact is dxdt.ExactWeight
+    from dxdt.diffusion import Exact
+    from dxdt.ops.autodiff import Exact as Trace
+
+    assert Exact is Trace and "Exact" not in dxdt.__all__

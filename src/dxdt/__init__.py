@@ -10,10 +10,11 @@ from dxdt.moved import install as _keep_old_names
 if TYPE_CHECKING:
     from dxdt import diffeq as _room
     from dxdt.diffeq import *  # noqa: F403
-    from dxdt.models import regularise
+    from dxdt.models import NeuralODE, NeuralSDE, regularise
     from dxdt.paths import Brownian, Correlated, Increments, SpaceTime
 
-    __all__ = ["Brownian", "Correlated", "Increments", "SpaceTime", "__version__", "regularise"]
+    __all__ = ["Brownian", "Correlated", "Increments", "NeuralODE", "NeuralSDE", "SpaceTime"]
+    __all__ += ["__version__", "regularise"]
     __all__ += _room.__all__
 
 __version__ = "0.1.0"
@@ -21,6 +22,8 @@ __version__ = "0.1.0"
 _keep_old_names()
 
 _ROOMS = ("compat", "diffeq", "diffusion", "implicit", "interop", "lab", "mcmc", "models", "nn", "paths")
+_FORMER = ("Exact",)
+_FROM_MODELS = ("NeuralODE", "NeuralSDE")
 _FROM_PATHS = ("Brownian", "Correlated", "Increments", "SpaceTime")
 
 
@@ -35,6 +38,8 @@ def __getattr__(name: str) -> Any:
             # An old module of the same name, imported before, stays (see dxdt.moved).
             globals().update({k: v for k, v in everyday.items() if k not in globals()})
             return everyday[name]
+        if name in _FORMER:
+            return getattr(importlib.import_module("dxdt.diffeq"), name)
     raise AttributeError(f"module 'dxdt' has no attribute {name!r}; the rooms are {', '.join(_ROOMS)}")
 
 
@@ -43,6 +48,8 @@ def _everyday() -> dict[str, Any]:
     room, paths = (importlib.import_module(f"dxdt.{name}") for name in ("diffeq", "paths"))
     found = {name: getattr(room, name) for name in room.__all__}
     found.update({name: getattr(paths, name) for name in _FROM_PATHS})
+    models = importlib.import_module("dxdt.models")
+    found.update({name: getattr(models, name) for name in _FROM_MODELS})
     found["regularise"] = importlib.import_module("dxdt.models.regularise")
     found["__all__"] = sorted([*found, "__version__"])
     return found

@@ -237,3 +237,15 @@ def test_progress():
 def test_text_progress(capsys):
     go(None, progress=True)
     assert "100.0 %" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("t1", [2.0, -1.0])
+def test_the_end_is_known_where_the_path_alone_is_kept(per_sample, t1):
+    y0 = {"a": torch.ones(3, 2, dtype=torch.float64), "b": torch.full((3,), 2.0, dtype=torch.float64)}
+    equation = dxdt.ODE(lambda t, y: {"a": -y["a"], "b": y["b"]})
+    both = dxdt.solve(equation, y0, (0.0, t1), save=dxdt.Save(end=True, dense=True), per_sample=per_sample)
+    path = dxdt.solve(equation, y0, (0.0, t1), save=dxdt.Save(dense=True), per_sample=per_sample)
+    for name in y0:
+        assert path.y1[name].shape == y0[name].shape
+        assert torch.allclose(path.y1[name], both.y1[name], rtol=1e-12)

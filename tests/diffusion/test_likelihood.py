@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import dxdt
+from dxdt import diffusion
 from dxdt.diffusion import (
     EDM,
     VE,
@@ -244,3 +245,20 @@ def test_bad_input_is_refused_in_one_sentence(call, words: str):
     with pytest.raises(ValueError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("entries", "exact"), [(1, True), (4, True), (5, False), (12, False)])
+def test_the_default_divergence_is_what_people_can_afford(entries, exact):
+    """Never more passes than there are entries; otherwise an estimate with a standard error around the exact trace."""
+    net = torch.nn.Linear(entries, entries, dtype=torch.float64)
+    denoiser = diffusion.Denoiser(lambda x, t: net(x).sin(), diffusion.VP())
+    x = torch.randn(6, entries, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = diffusion.log_likelihood(denoiser, x, t0=1e-3)
+        right = diffusion.log_likelihood(denoiser, x, t0=1e-3, divergence=diffusion.Exact())
+        same = diffusion.log_likelihood(denoiser, x, t0=1e-3, divergence=diffusion.Hutchinson(4))
+    if exact:
+        assert torch.equal(found.log_prob, right.log_prob) and not found.standard_error.any()
+        return
+    assert torch.equal(found.log_prob, same.log_prob) and (found.standard_error > 0).all()
+    assert ((found.log_prob - right.log_prob).abs() < 6 * found.standard_error + 1e-3).all()

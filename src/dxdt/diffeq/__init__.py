@@ -1,5 +1,8 @@
 """Solving differential equations: dy = f(t, y) dt + g(t, y) dX(t)."""
 
+import warnings
+from typing import Any
+
 from dxdt.diffeq.compiled.context import compiling
 from dxdt.diffeq.control.controller import Clip, Constant, Controller, Decision, Grid, max_norm, rms
 from dxdt.diffeq.control.pid import PI, PID, I
@@ -29,7 +32,7 @@ from dxdt.diffeq.methods.exponential.weights import (
     B1,
     B2,
     DataPrediction,
-    Exact,
+    ExactWeight,
     InLogSNR,
     InRatio,
     InTime,
@@ -131,7 +134,7 @@ __all__ = [
     "EulerHeun",
     "EulerMaruyama",
     "Event",
-    "Exact",
+    "ExactWeight",
     "Exponential",
     "Facts",
     "General",
@@ -202,3 +205,15 @@ __all__ = [
     "to_ito",
     "to_stratonovich",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names of version 0.1 that clashed with others."""
+    if name == "Exact":
+        warnings.warn(
+            "dxdt.Exact is dxdt.ExactWeight now; the exact trace is dxdt.diffusion.Exact",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return ExactWeight
+    raise AttributeError(f"module 'dxdt.diffeq' has no attribute {name!r}")

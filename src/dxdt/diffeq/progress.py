@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-__all__ = ["Progress", "TextProgress", "meter_of"]
+__all__ = ["Progress", "TextProgress", "is_live", "meter_of"]
 
 
 class Progress(Protocol):
@@ -51,7 +51,7 @@ class TextProgress:
     @property
     def _live(self) -> bool:
         """Whether a line may be written over: files get the last one alone."""
-        return self.stream.isatty() or "ipykernel" in sys.modules
+        return is_live(self.stream)
 
     def _write(self, now: float) -> None:
         passed, done = now - self._began, self._fraction
@@ -60,6 +60,11 @@ class TextProgress:
         back = "\r" if self._live else ""
         self.stream.write(f"{back}solving [{bar:<30}] {100 * done:5.1f} %  {left}   ")
         self.stream.flush()
+
+
+def is_live(stream: TextIO) -> bool:
+    """Whether a stream is a terminal, or the output of a notebook, where lines are written over."""
+    return stream.isatty() or "ipykernel" in sys.modules
 
 
 def meter_of(progress: bool | Progress) -> Progress:

@@ -72,7 +72,12 @@ class Solution:
 
     @property
     def y1(self) -> Tree:
-        """The last saved value of each leaf (the end of the span, by default)."""
+        """The last saved value of each leaf (the end of the span, by default; the end of the path, where that alone
+        is kept)."""
+        if self.ys is None and self.path is not None:
+            ends = self.t1 if self.t1 is None or self.t1.dim() == 0 else self.t1[None]
+            value = self.path(ends)
+            return value if ends is None or ends.dim() == 0 else tree_map(lambda leaf: leaf[0], value)
         return tree_map(lambda leaf: leaf[-1], self.ys)
 
     @property

@@ -89,6 +89,7 @@ from dxdt.diffusion.training.time_law import (
     UniformTime,
     low_discrepancy,
 )
+from dxdt.ops.autodiff import Exact, Hutchinson
 
 __all__ = [
     "DDIM",
@@ -123,11 +124,13 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiscreteTimes",
     "Dynamic",
+    "Exact",
     "EDMLoss",
     "EDMPreconditioning",
     "GaussianOracle",
     "Given",
     "HalfSum",
+    "Hutchinson",
     "IDDPMPreconditioning",
     "Identity",
     "InLogSNR",

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from dxdt.diffeq.progress import is_live
+
 __all__ = ["progress_bar"]
 
 
@@ -19,6 +21,4 @@ def progress_bar(total: int, description: str, unit: str, *, quiet: bool = False
         quiet: silent in any case.
         options: as in `tqdm`.
     """
-    # A notebook is no terminal, and shows bars of its own.
-    shown = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(total=total, desc=description, unit=unit, disable=quiet or not shown, **options)
+    return tqdm(total=total, desc=description, unit=unit, disable=quiet or not is_live(sys.stderr), **options)

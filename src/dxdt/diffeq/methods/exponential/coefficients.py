@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.methods.exponential.weights import DataPrediction, Exact, InLogSNR, Rule, weights
+from dxdt.diffeq.methods.exponential.weights import DataPrediction, ExactWeight, InLogSNR, Rule, weights
 from dxdt.diffeq.problem.affine import Knots, SemiLinear, share
 
 __all__ = ["HEAD", "adams", "adams_corrected", "adams_moulton", "inside", "line", "moved", "shifted"]
@@ -141,4 +141,4 @@ def _by_count(m: Tensor, most: int, formed: Callable[[int], Tensor]) -> Tensor:
 
 def inside(rule: Rule, exact: bool = False) -> Rule:
     """The rule for nodes inside a step, which lie in lam."""
-    return Rule(rule.kind, InLogSNR(), Exact() if exact else rule.second)
+    return Rule(rule.kind, InLogSNR(), ExactWeight() if exact else rule.second)

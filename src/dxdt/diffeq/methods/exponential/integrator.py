@@ -33,7 +33,7 @@ from dxdt.diffeq.methods.exponential.schemes import course
 from dxdt.diffeq.methods.exponential.tables import Cut, Taken
 from dxdt.diffeq.methods.exponential.weights import (
     DataPrediction,
-    Exact,
+    ExactWeight,
     InLogSNR,
     Prediction,
     Rule,
@@ -64,7 +64,7 @@ class Exponential(Solver):
         kind: which of the denoiser's answers is integrated: `DataPrediction()` or `NoisePrediction()`.
         nodes: earlier answers interpolated in `InLogSNR()`, `InTime()` or `InRatio()`, or `Inside()`.
         corrector: `Corrector()`, or None.
-        second: second-order weight: `Exact()`, `B1()`, `B2()`.
+        second: second-order weight: `ExactWeight()`, `B1()`, `B2()`.
         start: how a method with history begins: `Preserving()` or `Rising()`.
         lower_final: lower the order over the last steps of a known grid to 2, 1.
 
@@ -76,7 +76,7 @@ class Exponential(Solver):
     kind: Prediction = DataPrediction()  # noqa: RUF009
     nodes: Variable | Inside = InLogSNR()  # noqa: RUF009
     corrector: Corrector | None = None
-    second: Second = Exact()  # noqa: RUF009
+    second: Second = ExactWeight()  # noqa: RUF009
     start: Preserving | Rising = Preserving()  # noqa: RUF009
     lower_final: bool = False
 

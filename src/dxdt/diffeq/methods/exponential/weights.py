@@ -30,7 +30,7 @@ __all__ = [
     "B1",
     "B2",
     "DataPrediction",
-    "Exact",
+    "ExactWeight",
     "InLogSNR",
     "InRatio",
     "InTime",
@@ -177,11 +177,14 @@ class Second(ABC):
 
 @final
 @dataclass(frozen=True)
-class Exact(Second):
+class ExactWeight(Second):
     """The exact integral, M_1."""
 
     def weight(self, moments: Tensor, z: Tensor) -> Tensor:
         return moments[..., 1]
+
+
+Exact = ExactWeight  # its name in version 0.1, where it clashed with the exact trace
 
 
 @final
