@@ -25,7 +25,7 @@ from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, StochasticEquation, constants
-from dxdt.diffeq.problem.span import Interval, times_of
+from dxdt.diffeq.problem.span import Interval, rounding, times_of
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
@@ -34,7 +34,7 @@ from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
 from dxdt.ops.opaque import opaque
 from dxdt.ops.options import options_of, refuse_unknown
-from dxdt.ops.times import HOST, SINGLE
+from dxdt.ops.times import HOST, SINGLE, START, moments
 from dxdt.ops.tree import Layout, Tree, tree_map
 
 __all__ = ["solve"]
@@ -125,13 +125,17 @@ def solve(
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
     _check_length(interval, layout)
+    layout = interval.seen_by(layout)
     rule = gradient
     gradient = Direct() if gradient is None else gradient
     expect(equation, object, "equation", "dxdt.ODE(field)")
     expect(gradient, Gradient, "gradient", "dxdt.Direct()")
     refuse_rule(gradient)
+    if interval.still.all():
+        gradient, wanted = Direct(), False  # no step is taken, so none is formed again or compiled
     controller = chosen_controller(controller, solver, dt, rtol, atol)
     dt_row = first_step(controller, solver, dt, interval, layout)
+    controller = controller.fitted(interval.t0, interval.t1)
     if torch.compiler.is_exporting():
         check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
@@ -159,6 +163,7 @@ def solve(
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
     outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
     if outcome is not None:
+        outcome = _at_rest(outcome, gradient, rows, inputs, interval)
         return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
     loop = _loop(progress, span)
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
@@ -168,12 +173,24 @@ def solve(
         recorder = _recorder(save, interval, layout)
         plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
         outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
+    outcome = _at_rest(outcome, gradient, rows, inputs, interval)
     return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
+
+
+def _at_rest(outcome: Outcome, gradient: Gradient, rows: Rows, inputs: Inputs, interval: Interval) -> Outcome:
+    """Give the rows that begin where they end their derivatives for both ends: f(t, y) and -f(t, y)."""
+    if inputs.ends is None or gradient.continuous or not interval.still.any():
+        return outcome
+    t0, t1 = inputs.ends
+    still = torch.from_numpy(interval.still)[:, None].to(inputs.y.device)
+    (start,) = moments(interval.t0 if rows.layout.per_sample else interval.t0[0], 0 * interval.t0, START, rows.layout)
+    slope = torch.where(still, rows.drift(start, inputs.y), 0.0)
+    return outcome._replace(y=outcome.y + slope * (t1 - t0).to(slope.dtype)[:, None])
 
 
 def _check_length(interval: Interval, layout: Layout) -> None:
     longest = float(np.abs(interval.t1 - interval.t0).max(initial=0.0))
-    if layout.dtype != torch.float64 and longest > _LONGEST:
+    if layout.dtype != torch.float64 and _LONGEST < longest < float("inf"):
         raise ValueError(f"t spans {longest:g}, more than float32 holds: give y0 in float64, or another unit of time")
 
 
@@ -216,7 +233,7 @@ def _recorder(save: Save, interval: Interval, layout: Layout) -> Recorder:
         if (np.diff(place, axis=0) < 0).any():
             raise ValueError("save has times that are not in the direction of the solve: sort them from t0 to t1")
         low, high = interval.t0 * sign, interval.t1 * sign
-        slack = 1e-9 * (high - low)
+        slack = interval.slack(rounding(save.times))
         if (place < low - slack).any() or (place > high + slack).any():
             raise ValueError(
                 f"save has times outside the span from {interval.t0.min():g} to {interval.t1.max():g}: "
@@ -307,10 +324,10 @@ def _end(outcome: Outcome, carry: Carry, status: list[Status], inputs: Inputs, j
         return end if outcome.y.device.type == "cpu" else end.to(outcome.y.device)
     end = torch.as_tensor(np.array(carry.t), device=outcome.y.device)
     if inputs.ends is not None:
-        arrived = torch.tensor([s is Status.SUCCESS for s in status], device=end.device)
+        arrived = torch.tensor([s is Status.SUCCESS for s in status], dtype=torch.bool, device=end.device)
         end = torch.where(arrived, inputs.ends.t1, end)
     if outcome.origin is not None:
-        stopped = torch.tensor([s is Status.EVENT for s in status], device=end.device)
+        stopped = torch.tensor([s is Status.EVENT for s in status], dtype=torch.bool, device=end.device)
         end = torch.where(stopped, outcome.origin, end)
     return end[0] if joint else end
 
@@ -388,6 +405,8 @@ def _middle(
     values = torch.cat(pieces) if pieces else y.new_zeros(0, layout.size)
     if layout.rows == 1 and len(index) == total and (index == np.arange(total)).all():
         return times, reached, values[:, None]
+    if not layout.rows:
+        return times, reached, y.expand(total, *y.shape)
     empty = y.new_full((total, layout.rows, layout.size), float("nan"))
     where = tuple(torch.as_tensor(x, device=y.device) for x in (index, row))
     return times, reached, empty.index_put(where, values) if len(index) else empty

@@ -26,6 +26,10 @@ class SolveError(RuntimeError):
         super().__init__(message)
         self.solution = solution
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are made again from their message alone, without which a pool would wait for ever.
+        return type(self), (*self.args, self.solution)
+
 
 @dataclass(frozen=True)
 class Stats:

@@ -90,6 +90,8 @@ def _pushed(f: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
 
 def _pulled(value: Tensor, at: Tensor, cots: Tensor, graph: bool) -> Tensor:
     """J^T of each cotangent, ``(m, R, n)``: mapped where the operations can be, else one by one."""
+    if not len(cots):
+        return at.new_zeros(0, *at.shape)
     options: dict[str, Any] = dict(create_graph=graph, retain_graph=True, allow_unused=True)
     try:
         rows = torch.autograd.grad(value, at, cots, is_grads_batched=True, **options)[0]

@@ -139,10 +139,11 @@ class Layout:
                 leaf = leaf.to(self.dtype)
             return leaf if self.whole == (self.rows, self.size) else leaf.reshape(self.rows, self.size)
         parts = []
-        for x, dtype in zip(leaves(tree), self.dtypes, strict=True):
+        for x, dtype, shape in zip(leaves(tree), self.dtypes, self.shapes, strict=True):
             # Not view_as_real, whose derivative refuses memory that begins at an odd place.
             x = torch.stack([x.to(dtype).real, x.to(dtype).imag], -1) if dtype.is_complex else x
-            parts.append(x.reshape(self.rows, -1).to(self.dtype))
+            width = prod(shape) * (2 if dtype.is_complex else 1)
+            parts.append(x.reshape(self.rows, width).to(self.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def unpack(self, rows: Tensor) -> Tree:
@@ -197,8 +198,10 @@ class Layout:
         return torch.cat(parts)
 
     def _kept(self, i: int) -> torch.dtype:
-        """The dtype in which a leaf is kept between steps."""
-        return torch.promote_types(self.dtypes[i], torch.float32) if self.dtypes[i].itemsize == 2 else self.dtypes[i]
+        """The dtype in which the values of a leaf may come: its own, or a wider one to which times have moved them."""
+        own = self.dtypes[i]
+        wide = torch.promote_types(own, torch.float32) if own.itemsize == 2 else own
+        return wide if self.time_dtype is self.dtype else torch.promote_types(wide, self.time_dtype)
 
     def check(self, tree: Tree, what: str) -> None:
         """Raise if a tree does not have this layout.
@@ -256,8 +259,6 @@ def _check_leaves(flat: list[Any], per_sample: bool, what: str) -> None:
             raise TypeError(f"{what} has a leaf of type {type(x).__name__}: give tensors")
         if not (x.dtype.is_floating_point or x.dtype.is_complex):
             raise TypeError(f"{what} is {x.dtype}: convert it to a floating-point dtype, such as {what}.float()")
-        if x.numel() == 0:
-            raise ValueError(f"{what} has an empty leaf of shape {tuple(x.shape)}: give at least one element")
     devices = {x.device for x in flat}
     if len(devices) > 1:
         raise ValueError(f"{what} lies on several devices {sorted(map(str, devices))}: move all leaves to one")

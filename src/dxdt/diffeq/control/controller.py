@@ -19,6 +19,7 @@ __all__ = ["Clip", "Constant", "Controller", "Decision", "Grid", "Scale", "Span"
 
 # A clock is known to this fraction of what it was formed from.
 _ROUNDING = 4 * float(np.finfo(np.float64).eps)
+_SINGLE = float(np.finfo(np.float32).eps)
 
 
 @final
@@ -110,12 +111,21 @@ class Grid(Controller):
             raise ValueError(
                 f"Grid has times for {times.shape[1]} samples but the solve has {len(t0)}: give one column for each"
             )
-        slack = 1e-9 * np.abs(t1 - t0)
+        # Between the ends as they are, and as they are rounded to float32, in which one of both may have been given.
+        slack = np.maximum(1e-9 * np.abs(t1 - t0), 4 * _SINGLE * np.maximum(np.abs(t0), np.abs(t1)))
         if (np.abs(times[0] - t0) > slack).any() or (np.abs(times[-1] - t1) > slack).any():
             raise ValueError(
                 f"Grid goes from {times[0, 0]:g} to {times[-1, 0]:g} but the solve from {t0[0]:g} to {t1[0]:g}: "
                 f"begin it at t0 and end it at t1"
             )
+
+    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
+        if (self.times[0] == t0).all() and (self.times[-1] == t1).all():
+            return self
+        times = np.array(np.broadcast_to(self.times, (len(self.times), max(self.times.shape[1], len(t0)))))
+        times[0], times[-1] = t0, t1
+        # A single column where rows do not differ, which keeps it known to be one grid.
+        return Grid(times if np.ptp(times, axis=1).any() else times[:, :1])
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         count = span.clock.count(span.t0)
@@ -195,6 +205,10 @@ class Clip(Controller):
 
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
         self.controller.check(t0, t1, dt)
+
+    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
+        inner = self.controller.fitted(t0, t1)
+        return self if inner is self.controller else Clip(inner, self.steps, self.jumps_at)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:
         dt, state = self.controller.start(self._inner(span), dt, order)

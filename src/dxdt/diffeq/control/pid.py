@@ -113,7 +113,7 @@ class PID(Controller):
         high = clock.where(accept, self.factor_max, self.safety)
         proposal = dt * clock.minimum(clock.maximum(factor, low), high)
         step, below = self._limit(span, proposal)
-        tiny = ~accept & (abs(step) <= 4e-16 * clock.maximum(abs(t), abs(span.t1 - span.t0)))
+        tiny = ~accept & (abs(step) <= 4e-16 * abs(t))
         failed = ~accept & (below if not self.force_dtmin else ~finite & (abs(dt) <= abs(step))) | tiny
         history = (clock.where(accept, error, e1), clock.where(accept, e1, e2), k)
         return Decision(accept, step, history, failed)

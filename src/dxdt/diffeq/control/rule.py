@@ -59,17 +59,20 @@ class Scale(NamedTuple):
     def __call__(self, error: Tensor, y0: Tensor, y1: Tensor) -> Tensor:
         """Norm of error / (atol + rtol max(|y0|, |y1|)) for each row, ``(R,)``."""
         scale = torch.maximum(y0.abs(), y1.abs()).mul_(self.rtol).add_(self.atol)
+        if isinstance(self.atol, Tensor) or self.atol == 0:
+            # An entry that is zero and stays so has no error: 0 / 0 is met by the least number there is.
+            scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
         return self.norm(error / scale)
 
 
 def rms(ratio: Tensor) -> Tensor:
     """Root mean square over a row."""
-    return torch.linalg.vector_norm(ratio, dim=-1) / ratio.shape[-1] ** 0.5
+    return torch.linalg.vector_norm(ratio, dim=-1) / (ratio.shape[-1] or 1) ** 0.5
 
 
 def max_norm(ratio: Tensor) -> Tensor:
     """Largest magnitude in a row."""
-    return torch.linalg.vector_norm(ratio, float("inf"), dim=-1)
+    return torch.linalg.vector_norm(ratio, float("inf") if ratio.shape[-1] else 2, dim=-1)
 
 
 class Controller(ABC):
@@ -103,6 +106,10 @@ class Controller(ABC):
 
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:  # noqa: B027
         """Raise ValueError if this rule cannot serve spans ``(R,)`` with the user's first step."""
+
+    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
+        """The rule for a solve between these ends ``(R,)``, from which its own may differ by rounding."""
+        return self
 
     @abstractmethod
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class Backsolve(Gradient):
         ValueError: with events or dense output, with a grid and no controller, or along a random path of
             Increments.
     """
+
+    continuous: ClassVar[bool] = True
 
     solver: Solver | None = None
     controller: Controller | None = None

@@ -48,8 +48,11 @@ def _strangers(plan: Plan, inputs: Inputs, y: Tensor) -> list[Tensor]:
         values = plan.equation.probe(plan.span.t0, y)
         if plan.watch is not None:
             values = (*values, *plan.watch.probe(plan.span.t0, y))
-    known = {id(x) for x in (y, *inputs.tensors())}
-    return [x for x in _leaves_of(values) if id(x) not in known]
+    given = (y, *inputs.tensors())
+    known = {id(x) for x in given}
+    # What an input was made of is the business of the graph around the solve.
+    made = {x.grad_fn for x in given if x.grad_fn is not None}
+    return [x for x in _leaves_of(values, made) if id(x) not in known]
 
 
 def lost(x: Tensor) -> ValueError:
@@ -61,10 +64,10 @@ def lost(x: Tensor) -> ValueError:
     )
 
 
-def _leaves_of(values: Iterable[Tensor]) -> Iterable[Tensor]:
-    """Tensors that a graph ends in."""
+def _leaves_of(values: Iterable[Tensor], ends: Iterable[Any]) -> Iterable[Tensor]:
+    """Tensors that a graph ends in, which is not followed beyond some of its nodes."""
     stack = [v.grad_fn for v in values if v.grad_fn is not None]
-    seen: set[Any] = set()
+    seen: set[Any] = set(ends)
     while stack:
         node = stack.pop()
         if node in seen:

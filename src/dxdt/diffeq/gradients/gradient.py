@@ -138,9 +138,11 @@ class Gradient(ABC):
 
     Class facts:
         shows: whether steps are shown to somebody while they are taken.
+        continuous: whether the equation is differentiated, and not the steps that were taken.
     """
 
     shows: ClassVar[bool] = False
+    continuous: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, loop: Loop, plan: Plan, inputs: Inputs, dt: Ticks | None, recorder: Recorder) -> Outcome:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dxdt.diffeq.problem.span import rounding
 from dxdt.ops.tree import Layout, Tree, tree_map
 
 __all__ = ["DensePath"]
@@ -66,12 +67,13 @@ class DensePath:
         return ends if self.layout.per_sample else ends[0]
 
     def _evaluate(self, t: Any, derivative: bool) -> Tree:
+        eps = rounding(t)
         t = torch.as_tensor(t, dtype=torch.float64, device=self.values.device)
         many = t.dim() > 0
         times = t if many else t.unsqueeze(0)
         times = times if times.dim() == 2 else times[:, None]
         times = times.expand(-1, self.layout.rows)
-        step, theta, length = self._locate(times)
+        step, theta, length = self._locate(times, eps)
         row = torch.arange(self.layout.rows, device=t.device).expand_as(step)
         values, terms = self.values[step, row], self.coefficients[step, :, row].movedim(2, 0)
         theta = theta.to(values.dtype).unsqueeze(-1)
@@ -83,10 +85,10 @@ class DensePath:
         tree = self.layout.unpack(rows)  # pyright: ignore[reportArgumentType]
         return tree if many else _first(tree)
 
-    def _locate(self, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _locate(self, times: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         starts, ends = self.starts, self.ends
         sign = torch.where(ends[-1] < starts[0], -1.0, 1.0).to(torch.float64)
-        slack = 1e-9 * (1 + (ends[-1] - starts[0]).abs())
+        slack = 1e-9 * (ends[-1] - starts[0]).abs() + 4 * eps * torch.maximum(ends[-1].abs(), starts[0].abs())
         place = times.detach() * sign
         if ((place < starts[0] * sign - slack) | (place > ends[-1] * sign + slack)).any():
             raise ValueError(

@@ -107,6 +107,8 @@ class SaveTimes:
         self._take(end)
 
     def _take(self, end: np.ndarray) -> None:
+        if not len(self.sign):
+            return
         if self.times.shape[1] == 1 and (self.sign == self.sign[0]).all():
             ordered = self.times[:, 0] * self.sign[0]
             found = np.searchsorted(ordered, end * self.sign[0], side="right")

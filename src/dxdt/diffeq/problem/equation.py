@@ -3,7 +3,8 @@
     ODE    dy = f(t, y) dt
     SDE    dy = f(t, y) dt + g(t, y) dW          (Ito or Stratonovich, by the equation's calculus)
 
-A user's field sees ``t`` in the real dtype of the state (shape ``()`` jointly, ``(B,)`` per
+A user's field sees ``t`` in the real dtype of the state, in float32 at least, and in float64 where the span lies so far
+from zero that float32 could not tell the parts of a step apart (shape ``()`` jointly, ``(B,)`` per
 sample), ``y`` as the user gave it, then ``*args``. Solvers see rows: ``(R,)`` clocks, ``(R, n)``
 states (see ``ops.tree``).
 """

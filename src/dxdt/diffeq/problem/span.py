@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
@@ -13,7 +13,11 @@ from torch import Tensor
 from dxdt.ops.times import to_host
 from dxdt.ops.tree import Layout
 
-__all__ = ["Interval", "numbers", "times_of"]
+__all__ = ["Interval", "numbers", "rounding", "times_of"]
+
+_EPS = float(np.finfo(np.float64).eps)
+# Lengths of the span from zero, beyond which less than four digits of a float32 are left for the times in it.
+_FAR = 1e3
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,18 +27,39 @@ class Interval:
     Attributes:
         t0, t1: ends on the host, float64 ``(R,)``.
         tensors: the ends as float64 tensors ``(R,)`` where one requires a gradient, else None.
+        eps: rounding of the ends as they were given.
     """
 
     t0: np.ndarray
     t1: np.ndarray
     tensors: tuple[Tensor, Tensor] | None
+    eps: float = _EPS
+
+    @property
+    def still(self) -> np.ndarray:
+        """Rows that begin where they end, ``(R,)``."""
+        return self.t0 == self.t1
+
+    def seen_by(self, layout: Layout) -> Layout:
+        """A layout whose fields see time in float64 where float32 cannot tell the parts of a step apart."""
+        largest, length = np.abs(self.t0).max(initial=0.0), np.abs(self.t1 - self.t0).max(initial=0.0)
+        if layout.time_dtype is torch.float64 or largest <= _FAR * length:
+            return layout
+        return replace(layout, time_dtype=torch.float64)
+
+    def slack(self, eps: float) -> np.ndarray:
+        """How far times that were given with a rounding may lie outside, ``(R,)``."""
+        largest = np.maximum(np.abs(self.t0), np.abs(self.t1))
+        finite = np.where(np.isfinite(largest), largest, 0.0)
+        length = np.where(np.isfinite(largest), np.abs(self.t1 - self.t0), 0.0)
+        return 1e-9 * length + 4 * max(eps, self.eps) * finite
 
     @classmethod
     def of(cls, t: Any, layout: Layout) -> Interval:
         """Parse a pair ``(t0, t1)`` of numbers or ``(B,)`` tensors, or a tensor ``(2,)`` or ``(2, B)``.
 
         Raises:
-            ValueError: a shape that does not fit, or ends that are not finite or equal.
+            ValueError: a shape that does not fit, or ends that are not finite (t1 may be infinite).
         """
         if type(t) is tuple and len(t) == 2 and type(t[0]) is float is type(t[1]) and _is_span(*t):
             return cls(np.full(layout.rows, t[0]), np.full(layout.rows, t[1]), None)
@@ -50,7 +75,7 @@ class Interval:
         host = np.stack([_row(p, layout) for p in points])
         _check(host)
         t0, t1 = (np.array(np.broadcast_to(x, layout.rows)) for x in (host[0], host[-1]))
-        return cls(t0, t1, _tensors(points, layout))
+        return cls(t0, t1, _tensors(points, layout), max(rounding(p) for p in points))
 
 
 def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor | None]:
@@ -72,6 +97,15 @@ def times_of(times: Any, layout: Layout, what: str) -> tuple[np.ndarray, Tensor 
         raise ValueError(f"{what} has times that are not finite: remove them")
     differentiable = tensor.requires_grad and torch.is_grad_enabled()
     return host, tensor.to(layout.device, torch.float64) if differentiable else None
+
+
+def rounding(times: Any) -> float:
+    """The unit of rounding of the dtype in which times were given: that of float64 for numbers."""
+    if isinstance(times, Tensor):
+        return torch.finfo(times.dtype).eps if times.dtype.is_floating_point else _EPS
+    if isinstance(times, np.ndarray | np.generic):
+        return float(np.finfo(times.dtype).eps) if np.issubdtype(times.dtype, np.floating) else _EPS
+    return max((rounding(x) for x in times), default=_EPS) if isinstance(times, list | tuple) else _EPS
 
 
 def numbers(value: Any, what: str) -> np.ndarray:
@@ -110,10 +144,8 @@ def _is_span(t0: float, t1: float) -> bool:
 
 
 def _check(host: np.ndarray) -> None:
-    if not np.isfinite(host).all():
-        raise ValueError("t has times that are not finite: give finite ends (a steady state is found with an event)")
-    if (host[0] == host[1]).any():
-        raise ValueError("t has equal times (t0 == t1: there is nothing to solve): give two that differ")
+    if np.isnan(host).any() or not np.isfinite(host[0]).all():
+        raise ValueError("t has times that are not finite: give a finite t0, and a t1 that is a number or infinite")
 
 
 def _tensors(points: list[Any], layout: Layout) -> tuple[Tensor, Tensor] | None:

@@ -154,7 +154,7 @@ class _Stages:
         a = torch.as_tensor(self.tableau.matrix, dtype=slopes[0].dtype, device=slopes[0].device)
         blocks = torch.einsum("ij,irpq->ripjq", a, torch.stack(slopes)).flatten(3).flatten(1, 2)
         size = self.size.unsqueeze(-1) if isinstance(self.size, Tensor) else self.size
-        return identity(blocks[:, 0]) - size * blocks
+        return identity(blocks.diagonal(dim1=-2, dim2=-1)) - size * blocks
 
 
 def _integrals(tableau: ImplicitTableau) -> np.ndarray:
@@ -167,7 +167,7 @@ def _integrals(tableau: ImplicitTableau) -> np.ndarray:
 def _smooth(slope: Tensor, size: Any) -> Factored:
     size = size.unsqueeze(-1) if isinstance(size, Tensor) else size
     with torch.no_grad():
-        return factor(identity(slope[:, 0]) - size * slope)
+        return factor(identity(slope.diagonal(dim1=-2, dim2=-1)) - size * slope)
 
 
 @final

@@ -174,7 +174,7 @@ def marked(ok: Ticks, new: Tensor, error: Tensor | None) -> tuple[Tensor, Tensor
 
 def _matrix(slopes: Tensor, size: Any) -> Tensor:
     size = size.unsqueeze(-1) if isinstance(size, Tensor) else size
-    return identity(slopes[:, 0]) - size * slopes
+    return identity(slopes.diagonal(dim1=-2, dim2=-1)) - size * slopes
 
 
 def _system(field: Field, time: Tensor, y: Tensor, size: Any) -> Factored:
