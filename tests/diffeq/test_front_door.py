@@ -32,9 +32,8 @@ BEFORE = {
     "no times": (dict(t=[]), ValueError, "t has 0 times: give"),
     "a number for t": (dict(t=1.0), TypeError, "t is"),
     "words for t": (dict(t=("a", "b")), TypeError, "t has.*not real"),
-    "equal ends": (dict(t=(1.0, 1.0)), ValueError, "t0 == t1"),
     "non-monotone": (dict(t=[0.0, 0.5, 0.2]), ValueError, "t lists times.*sort them"),
-    "times that come back": (dict(t=[0.0, 0.5, 0.0]), ValueError, "t0 == t1"),
+    "times that come back": (dict(t=[0.0, 0.5, 0.0]), ValueError, "not in one direction"),
     "inner times twice": (dict(t=[0.0, 0.5, 1.0], save=[0.3], dt=0.1), ValueError, "t lists 3 times.*save=times"),
     "span beyond float32": (dict(t=(0.0, 1e300), dt=1e300), ValueError, "t spans 1e.300, more than float32 holds"),
     "misspelt option": (dict(atoll=1e-6), TypeError, "solve has no option atoll: did you mean atol?"),
@@ -43,7 +42,7 @@ BEFORE = {
     "tolerance without an estimate": (dict(rtol=1e-3, solver=dxdt.Euler()), ValueError, "no error estimate"),
     "negative tolerance": (dict(rtol=-1e-3), ValueError, "a tolerance is a finite number"),
     "NaN end": (dict(t=(0.0, NAN)), ValueError, "t has times that are not finite"),
-    "infinite end": (dict(t=(0.0, INF)), ValueError, "t has times that are not finite"),
+    "infinite end": (dict(t=(0.0, INF)), ValueError, "no event ends the solve"),
     "ends per sample, joint": (dict(t=(0.0, torch.ones(3))), ValueError, "per_sample=True"),
     "ends of another size": (
         dict(t=(0.0, torch.ones(2)), per_sample=True),
@@ -77,7 +76,6 @@ BEFORE = {
     "array y0": (dict(y0=np.ones(3)), TypeError, "y0 has a leaf of type ndarray: give tensors"),
     "None y0": (dict(y0=None), TypeError, "y0 has a leaf of type NoneType"),
     "empty tree y0": (dict(y0={}), ValueError, "y0 has no tensors"),
-    "empty y0": (dict(y0=torch.ones(0)), ValueError, "y0 has an empty leaf"),
     "no batch axis": (
         dict(y0=torch.tensor(1.0), per_sample=True),
         ValueError,
@@ -144,7 +142,7 @@ BEFORE = {
         "stochastic equations: use",
     ),
     "SDE, ODE solver": (
-        dict(equation=dxdt.SDE(never, never), dt=0.1),
+        dict(equation=dxdt.SDE(never, never), dt=0.1, solver=dxdt.Tsit5()),
         ValueError,
         "Tsit5 solves equations without noise: use",
     ),
@@ -425,11 +423,7 @@ def test_spans_of_ones_own(batch, spans, fixed, saves):
     times = t0 + torch.linspace(0, 1, saves + 2, dtype=torch.float64)[:, None] * (t1 - t0)
     y0 = torch.ones(batch, 2, dtype=torch.float64)
     options = dict(dt=0.2) if fixed else dict(controller=PID(1e-6, 1e-6))
-    try:
-        sol = solve(ODE(decay), y0, (t0, t1), save=times, per_sample=True, **options)
-    except ValueError as error:
-        assert (t0 == t1).any() and "equal times" in str(error)
-        return
+    sol = solve(ODE(decay), y0, (t0, t1), save=times, per_sample=True, **options)
     assert sol.reached.all() and sol.ok.all()
     exact = torch.exp(t0 - sol.ts)
     assert ((sol.ys[..., 0] - exact).abs() <= 1e-3 * exact).all()

@@ -1,8 +1,13 @@
-"""Whether a solver, a driver and a controller suit an equation with noise; if not, the remedy."""
+"""Whether what a solve was given fits together; if not, the remedy."""
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from dxdt.diffeq.control.controller import Controller
 from dxdt.diffeq.control.revisit import Revisit
@@ -10,8 +15,13 @@ from dxdt.diffeq.gradients.gradient import Direct, Gradient
 from dxdt.diffeq.methods.noise_facts import Noisy
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Ito, StochasticEquation
+from dxdt.diffeq.problem.span import Interval
+from dxdt.diffeq.vmap import has_values
+from dxdt.ops.tree import Layout
 
-__all__ = ["check_export", "check_noise"]
+__all__ = ["check_export", "check_noise", "check_span", "check_values"]
+
+_LONGEST = torch.finfo(torch.float32).max
 
 
 def check_noise(equation: Equation, solver: Solver, driver: Any, controller: Controller, dt: Any) -> Controller:
@@ -91,4 +101,34 @@ def check_export(controller: Controller, event: Any, gradient: Gradient) -> None
     if not isinstance(gradient, Direct):
         raise ValueError(
             f"torch.export records no backward pass by {type(gradient).__name__}: leave gradient= out of the export"
+        )
+
+
+def check_span(interval: Interval, layout: Layout, event: Any, stochastic: bool) -> None:
+    """Raise ValueError for a span that the state's dtype cannot hold, or that nothing ends."""
+    longest = float(np.abs(interval.t1 - interval.t0).max(initial=0.0))
+    if layout.dtype != torch.float64 and _LONGEST < longest < float("inf"):
+        raise ValueError(f"t spans {longest:g}, more than float32 holds: give y0 in float64, or another unit of time")
+    if np.isfinite(interval.t1).all():
+        return
+    if event is None:
+        raise ValueError("t1 is infinite and no event ends the solve: give event=dxdt.Event(...), or a finite t1")
+    if stochastic:
+        raise ValueError(
+            "t1 is infinite, and a random path needs a finite span: give a t1 beyond which you do not look"
+        )
+
+
+def check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
+    """Raise for a state that is not finite, or what is no equation."""
+    if y.is_meta:
+        raise ValueError("y0 is on the meta device, which holds no values: make it on a real device")
+    # The sum tells in one operation that all is well; where it does not, it may have overflowed by itself.
+    if has_values(y) and not isfinite(y.detach().sum()) and not bool(torch.isfinite(y.detach()).all()):
+        raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
+    if max_steps < 1:
+        raise ValueError(f"max_steps is {max_steps}: give at least 1")
+    if not isinstance(equation, Equation):
+        raise TypeError(
+            f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)"
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite
 from typing import Any, Never
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxdt.diffeq.checks import check_export, check_noise
+from dxdt.diffeq.checks import check_export, check_noise, check_span, check_values
 from dxdt.diffeq.compiled.context import is_compiling
 from dxdt.diffeq.compiled.solve import compiled
 from dxdt.diffeq.control.controller import Controller, Span
@@ -22,14 +21,13 @@ from dxdt.diffeq.loop.event import Event, Watch
 from dxdt.diffeq.loop.plan import After, Attempt, Carry, Ends, Plan
 from dxdt.diffeq.loop.save import Save, SaveTimes
 from dxdt.diffeq.loop.saving import Recorder
-from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, StochasticEquation, constants
 from dxdt.diffeq.problem.span import Interval, rounding, times_of
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.programs.eager_fallback import warn_once
 from dxdt.diffeq.progress import Progress, meter_of
-from dxdt.diffeq.request import ELSEWHERE, chosen_controller, expect, first_step, span_and_save
+from dxdt.diffeq.request import ELSEWHERE, chosen_controller, chosen_solver, expect, first_step, span_and_save
 from dxdt.diffeq.solution import Solution, SolveError, Stats
 from dxdt.diffeq.vmap import fold, has_values, refuse_rule
 from dxdt.ops.opaque import opaque
@@ -40,7 +38,6 @@ from dxdt.ops.tree import Layout, Tree, tree_map
 __all__ = ["solve"]
 
 _CODES = {s.code: s for s in Status}
-_LONGEST = torch.finfo(torch.float32).max
 _OK = frozenset(s for s in Status if s.ok)
 _MAPPED = (
     "a solve inside torch.vmap has no compiled form: make the mapped axis a batch and solve with per_sample=True, "
@@ -81,7 +78,8 @@ def solve(
             where to save, from the first to the last. With ``per_sample`` each time may be a ``(B,)`` tensor.
         args: extra arguments of the fields, after ``(t, y)``.
         dt: length of a step, or of the first step where the controller is adaptive.
-        solver: one-step method (default ``Tsit5()``).
+        solver: one-step method (default ``Tsit5()``; with noise by its kind, its calculus and the driver:
+            ``EulerMaruyama()`` or ``StochasticHeun()``, with Levy areas ``ShARK()``, ``SRIW1()`` or ``SPaRK()``).
         controller: step sizes (default ``PID(rtol, atol)``, or ``Constant()`` where only dt is given); a grid of steps
             is ``Grid(times)``.
         rtol, atol: relative and absolute tolerance of a step, in place of a controller (default 1e-4 and 1e-6).
@@ -110,7 +108,9 @@ def solve(
     if unknown:
         refuse_unknown("solve", unknown, options_of(solve), ELSEWHERE)
     args = args if isinstance(args, tuple) else (args,)
-    solver = Tsit5() if solver is None else solver
+    if solver is None:
+        free = controller is None and (dt is None or rtol is not None or atol is not None)
+        solver = chosen_solver(equation, driver, free or (isinstance(controller, Controller) and controller.adaptive))
     expect(solver, Solver, "solver", "dxdt.Tsit5()")
     t, save, controller = span_and_save(t, save, solver, controller, dt, rtol is not None or atol is not None)
     wanted = is_compiling() if compile is None else compile
@@ -124,7 +124,7 @@ def solve(
         return folded.unfold(solve(**on_rows))
     layout = Layout.of(y0, per_sample=per_sample)
     interval = Interval.of(t, layout)
-    _check_length(interval, layout)
+    check_span(interval, layout, event, isinstance(equation, StochasticEquation))
     layout = interval.seen_by(layout)
     rule = gradient
     gradient = Direct() if gradient is None else gradient
@@ -133,6 +133,8 @@ def solve(
     refuse_rule(gradient)
     if interval.still.all():
         gradient, wanted = Direct(), False  # no step is taken, so none is formed again or compiled
+    if not layout.rows or not layout.size:
+        wanted = False  # there is nothing to save time on
     controller = chosen_controller(controller, solver, dt, rtol, atol)
     dt_row = first_step(controller, solver, dt, interval, layout)
     controller = controller.fitted(interval.t0, interval.t1)
@@ -141,7 +143,7 @@ def solve(
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
     y = layout.pack(y0)
-    _check_values(y, max_steps, equation)
+    check_values(y, max_steps, equation)
     solver.check(equation)
     controller = check_noise(equation, solver, driver, controller, dt_row)
     meter = Meter()
@@ -186,26 +188,6 @@ def _at_rest(outcome: Outcome, gradient: Gradient, rows: Rows, inputs: Inputs, i
     (start,) = moments(interval.t0 if rows.layout.per_sample else interval.t0[0], 0 * interval.t0, START, rows.layout)
     slope = torch.where(still, rows.drift(start, inputs.y), 0.0)
     return outcome._replace(y=outcome.y + slope * (t1 - t0).to(slope.dtype)[:, None])
-
-
-def _check_length(interval: Interval, layout: Layout) -> None:
-    longest = float(np.abs(interval.t1 - interval.t0).max(initial=0.0))
-    if layout.dtype != torch.float64 and _LONGEST < longest < float("inf"):
-        raise ValueError(f"t spans {longest:g}, more than float32 holds: give y0 in float64, or another unit of time")
-
-
-def _check_values(y: Tensor, max_steps: int, equation: Equation) -> None:
-    if y.is_meta:
-        raise ValueError("y0 is on the meta device, which holds no values: make it on a real device")
-    # The sum tells in one operation that all is well; where it does not, it may have overflowed by itself.
-    if has_values(y) and not isfinite(y.detach().sum()) and not bool(torch.isfinite(y.detach()).all()):
-        raise ValueError("y0 has values that are not finite: remove or replace them before the solve")
-    if max_steps < 1:
-        raise ValueError(f"max_steps is {max_steps}: give at least 1")
-    if not isinstance(equation, Equation):
-        raise TypeError(
-            f"solve was given a {type(equation).__name__}, not an equation: wrap your field as dxdt.ODE(field)"
-        )
 
 
 def _watch(event: Event | Sequence[Event] | None, rows: Rows) -> Watch | None:

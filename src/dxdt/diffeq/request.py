@@ -11,13 +11,25 @@ from torch import Tensor
 from dxdt.diffeq.control.controller import Constant, Controller, Grid
 from dxdt.diffeq.control.pid import PID
 from dxdt.diffeq.loop.save import Save
+from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.methods.stochastic import EulerMaruyama, StochasticHeun
+from dxdt.diffeq.methods.stochastic_area import SRIW1, ShARK, SPaRK
+from dxdt.diffeq.problem.equation import StochasticEquation
 from dxdt.diffeq.problem.span import Interval, numbers
 from dxdt.diffeq.vmap import has_values
 from dxdt.ops.times import to_host
 from dxdt.ops.tree import Layout
 
-__all__ = ["ELSEWHERE", "chosen_controller", "expect", "first_step", "is_list_of_times", "span_and_save"]
+__all__ = [
+    "ELSEWHERE",
+    "chosen_controller",
+    "chosen_solver",
+    "expect",
+    "first_step",
+    "is_list_of_times",
+    "span_and_save",
+]
 
 ELSEWHERE = {
     "adjoint_params": "params",
@@ -81,7 +93,8 @@ def _check_order(times: Any) -> None:
         host = np.asarray(to_host(times) if isinstance(times, Tensor) else [*times], np.float64)
     except (TypeError, ValueError):
         return  # what is wrong with such times is said where they are read one by one
-    if (np.diff(host, axis=0) * np.sign(host[-1] - host[0]) < 0).any():
+    steps, way = np.diff(host, axis=0), np.sign(host[-1] - host[0])
+    if ((steps * way < 0) | (steps != 0) & (way == 0)).any():
         raise ValueError("t lists times that are not in one direction: sort them from t0 to t1")
 
 
@@ -91,6 +104,34 @@ def _old_reading(cause: str, count: int) -> None:
         "controller=dxdt.Grid(times), or give dt (a list of times alone says where to save)",
         DeprecationWarning,
         stacklevel=4,
+    )
+
+
+_STOCHASTIC: tuple[Solver, ...] = (ShARK(), SRIW1(), SPaRK(), EulerMaruyama(), StochasticHeun())
+"""Methods for equations with noise, the most accurate first."""
+
+
+def chosen_solver(equation: Any, driver: Any, adaptive: bool) -> Solver:
+    """The method of a solve that names none: `Tsit5`, or with noise the first that suits calculus, noise and driver.
+
+    With space-time Levy areas these are `ShARK` (additive noise), `SRIW1` (Ito, diagonal or scalar noise) and `SPaRK`
+    (Stratonovich); without, or for other noise, `EulerMaruyama` (Ito) and `StochasticHeun` (Stratonovich).
+
+    Raises:
+        ValueError: steps are to be chosen, and none of them estimates an error.
+    """
+    if not isinstance(equation, StochasticEquation):
+        return Tsit5()
+    noise, levy = equation.noise, getattr(driver, "levy", None)
+    for solver in _STOCHASTIC:
+        claims = solver.facts.noise
+        assert claims is not None
+        suits = claims.admits(noise) and claims.converges(equation) and (claims.levy is None or levy is not None)
+        if suits and not (adaptive and claims.error is None):
+            return solver
+    raise ValueError(
+        f"no method chooses its steps for {type(equation.calculus).__name__} equations with {noise!r} along this "
+        f"driver: give dt, or driver=dxdt.Brownian(seed, dxdt.SpaceTime), or solve dxdt.to_stratonovich(equation)"
     )
 
 

@@ -114,3 +114,7 @@ class ImplicitError(RuntimeError):
     def __init__(self, message: str, result: Result) -> None:
         super().__init__(message)
         self.result = result
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are made again from their message alone, without which a pool would wait for ever.
+        return type(self), (*self.args, self.result)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dxdt.diffeq.problem.affine import SemiLinear
 from dxdt.diffeq.problem.differentiating import graphed, wants_graph
+from dxdt.diffeq.problem.dtype_mismatch import explained
 from dxdt.diffeq.problem.noise import Diagonal, Noise
 from dxdt.ops.modules import parameters
 from dxdt.ops.reach import Reach
@@ -343,7 +344,8 @@ class Rows:
             RuntimeError: the field's own error.
         """
         if torch.is_grad_enabled() or not wants_graph(error):
-            raise error
+            told = explained(error, self.equation.fields, self.args, self.layout)
+            raise told if told is error else told from error
         try:
             value = graphed(f, given)
         except RuntimeError:

@@ -104,7 +104,8 @@ def rounding(times: Any) -> float:
     if isinstance(times, Tensor):
         return torch.finfo(times.dtype).eps if times.dtype.is_floating_point else _EPS
     if isinstance(times, np.ndarray | np.generic):
-        return float(np.finfo(times.dtype).eps) if np.issubdtype(times.dtype, np.floating) else _EPS
+        kind = np.dtype(times.dtype)
+        return float(np.finfo(kind).eps) if kind.kind == "f" else _EPS  # pyright: ignore[reportCallIssue, reportArgumentType]
     return max((rounding(x) for x in times), default=_EPS) if isinstance(times, list | tuple) else _EPS
 
 
