@@ -133,9 +133,9 @@ BEFORE = {
         r"gradient is the class Checkpointed: .*Checkpointed\(\)",
     ),
     "equation class": (dict(equation=ODE), TypeError, "equation is the class ODE: give"),
-    "gradient word": (dict(gradient="adjoint"), TypeError, "gradient is a str: give"),
+    "gradient word": (dict(gradient="adjoint"), TypeError, "gradient is the word 'adjoint': give"),
     "words to save": (dict(save=["a"]), TypeError, "save has .* not real: give"),
-    "solver word": (dict(solver="dopri5"), TypeError, "solver is a str: give an object such as"),
+    "solver word": (dict(solver="dopri5"), TypeError, "solver is the word 'dopri5': give an object, as dxdt.Dopri5"),
     "stochastic solver": (
         dict(solver=dxdt.EulerMaruyama(), dt=0.1),
         ValueError,

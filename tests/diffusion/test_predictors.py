@@ -239,10 +239,11 @@ def test_churn_keeps_the_marginals_of_every_process(process: Process):
 def test_churn_raises_noise_where_it_is_asked_to():
     oracle, grid = gaussian_oracle(EDM(), M, S), torch.tensor([10.0, 5.0, 1.0]).double()
     x = 10 * torch.randn(2, 3, dtype=DOUBLE)
-    plain = dxdt.solve(reverse(oracle), x, grid, solver=Heun()).y1
+    plain = dxdt.solve(reverse(oracle), x, grid, solver=Heun(), controller=dxdt.Grid(grid)).y1
     for low, high in ((20.0, 30.0), (0.0, 1.0)):
         solver = Churn(Heun(), 0.1, low, high)
-        assert torch.equal(dxdt.solve(ReverseSDE(oracle, 0.0), x, grid, solver=solver, driver=Increments(0)).y1, plain)
+        options = {"solver": solver, "controller": dxdt.Grid(grid), "driver": Increments(0)}
+        assert torch.equal(dxdt.solve(ReverseSDE(oracle, 0.0), x, grid, **options).y1, plain)
     # The prior's noise is the most a network knows.
     plain = dxdt.solve(reverse(oracle), x, (80.0, 5.0), dt=75.0, solver=Heun()).y1
     options = {"dt": 75.0, "solver": Churn(Heun()), "driver": Increments(0)}
@@ -253,7 +254,7 @@ def test_churn_raises_noise_where_it_is_asked_to():
 def test_euler_maruyama_follows_the_flow_which_crashes_in_score_sde(process: Process):
     oracle = gaussian_oracle(process, M, S)
     x = process.prior_std * torch.randn(3, 3, dtype=DOUBLE)
-    options = {"steps": 40, "t0": 0.01}
+    options = {"steps": 40, "t0": 0.01, "tau": 0.0}
     flow = integrate(oracle, x, solver=Euler(), **options)
     found = integrate(oracle, x, solver=EulerMaruyama(), **options)
     assert torch.allclose(found.y1, flow.y1, rtol=1e-12, atol=1e-12)

@@ -1,11 +1,14 @@
 """Sampling and likelihoods on targets whose answers are known exactly."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import dxdt
+from dxdt import diffusion
 from dxdt.diffeq import RK4, EulerMaruyama, Exponential
 from dxdt.diffusion import (
     VP,
@@ -183,7 +186,7 @@ def test_likelihood_of_images_does_not_mix_them():
         torch.nn.init.normal_(p, std=0.1)
     denoiser = Denoiser(net, VP()).requires_grad_(False)
     x = 0.3 * torch.randn(3, 1, 4, 4, dtype=torch.float64)
-    options = {"t0": 0.1, "rtol": 1e-4, "atol": 1e-4}
+    options: dict[str, Any] = {"t0": 0.1, "rtol": 1e-4, "atol": 1e-4, "divergence": diffusion.Exact()}
     together = log_likelihood(denoiser, x, **options).log_prob
     alone = torch.cat([log_likelihood(denoiser, row[None], **options).log_prob for row in x])
     assert torch.allclose(together, alone, atol=1e-2)
@@ -313,3 +316,58 @@ def test_bad_input_is_refused_in_one_sentence(call, words: str):
     with pytest.raises(ValueError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+NET = torch.nn.Linear(2, 2)
+NORMAL = diffusion.gaussian_oracle(diffusion.VP(), mean=torch.zeros(2), std=torch.tensor(0.5))
+WRONG = {
+    "a word for a solver": (dict(solver="ddim"), TypeError, r"solver is the word 'ddim'.*dxdt\.diffusion\.DDIM\(\)"),
+    "torchdiffeq's word": (dict(solver="dopri5"), TypeError, r"dxdt\.Dopri5\(\)"),
+    "an unknown word": (dict(solver="dpm++"), TypeError, r"such|as dxdt\.Exponential\(\)"),
+    "a class": (dict(solver=dxdt.Heun), TypeError, r"the class Heun.*Heun\(\)"),
+    "a word for a grid": (dict(grid="karras"), TypeError, r"grid is the word 'karras'.*dxdt\.diffusion\.Karras\(\)"),
+    "a tensor for a grid": (dict(grid=torch.linspace(1, 0, 5)), TypeError, "grid is a Tensor"),
+    "a number for a shape": (dict(shape=2), TypeError, r"shape=2 is no shape; give \(batch"),
+    "no data shape": (dict(shape=(2,)), ValueError, "none of a batch"),
+    "parts of samples": (dict(shape=(2, 1.5)), ValueError, "none of a batch"),
+    "parts of steps": (dict(steps=5.5), TypeError, "steps=5.5 is no whole number"),
+    "no steps": (dict(steps=0), ValueError, "steps=0 goes nowhere"),
+    "a plain network": (dict(denoiser=NET), TypeError, r"a plain network is no denoiser.*diffusion\.Denoiser\(network"),
+    "a function": (dict(denoiser=lambda x, t: x), TypeError, "a function is no denoiser"),
+    "an option of none": (dict(stepz=5), TypeError, "sample has no option stepz: did you mean steps?"),
+    "an option of others": (dict(num_steps=5), TypeError, "sample has no option num_steps: did you mean"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_call_is_one_sentence_before_any_work(name):
+    changed, error, words = WRONG[name]
+    call = {"denoiser": NORMAL, "shape": (3, 2), "steps": 4} | changed
+    with pytest.raises(error, match=words) as told:
+        diffusion.sample(**call)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("solver", "noisy"),
+    [
+        (dxdt.EulerMaruyama(), True),
+        (dxdt.StochasticHeun(), True),
+        (diffusion.Ancestral(), True),
+        (diffusion.ReverseDiffusion(), True),
+        (dxdt.Heun(), False),
+        (diffusion.DDIM(), False),
+        (dxdt.Exponential(), False),
+        (diffusion.Churn(dxdt.Heun()), False),
+    ],
+    ids=repr,
+)
+def test_a_stochastic_solver_means_noise_unless_told_otherwise(solver, noisy):
+    def draw(**options):
+        if isinstance(solver, dxdt.StochasticHeun):
+            options["driver"] = dxdt.Brownian(seed=5)
+        return diffusion.sample(NORMAL, (4, 2), steps=8, solver=solver, seed=5, **options)
+
+    assert torch.equal(draw(), draw(tau=1.0 if noisy else 0.0))
+    if noisy:
+        assert not torch.equal(draw(), draw(tau=0.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import warnings
 from typing import Any
 
@@ -187,5 +189,24 @@ def expect(value: Any, kind: type, name: str, example: str) -> None:
     """Raise TypeError, with an example, for what is no object of a kind."""
     if isinstance(value, type):
         raise TypeError(f"{name} is the class {value.__name__}: give an instance of it, as {value.__name__}()")
+    if isinstance(value, str):
+        raise TypeError(f"{name} is the word {value!r}: give an object, as {_meant(value, kind) or example}")
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}: give an object such as {example}")
+
+
+def _meant(word: str, kind: type) -> str | None:
+    """How the object is made that a word stands for, such as the name of a method in other libraries."""
+    known: dict[str, type] = {}
+    todo = [kind]
+    while todo:
+        for sub in todo.pop().__subclasses__():
+            todo.append(sub)
+            if not inspect.isabstract(sub) and not sub.__name__.startswith("_") and sub.__module__.startswith("dxdt."):
+                known.setdefault(sub.__name__.lower(), sub)
+    near = difflib.get_close_matches(word.lower().replace("_", ""), known, 1, 0.7)
+    if not near:
+        return None
+    found = known[near[0]]
+    room = found.__module__.split(".")[1]
+    return f"dxdt.{found.__name__}()" if room == "diffeq" else f"dxdt.{room}.{found.__name__}()"

@@ -26,10 +26,12 @@ from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.solution import Solution
 from dxdt.diffusion.denoisers.denoiser import DenoiserLike
 from dxdt.diffusion.processes.process import Process
+from dxdt.diffusion.sampling.checks import check_denoiser, check_rules, check_shape, check_steps, usual_tau
 from dxdt.diffusion.sampling.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.sampling.profile import Profile
 from dxdt.diffusion.sampling.reverse import ReverseSDE, reverse
 from dxdt.ops.opaque import opaque
+from dxdt.ops.options import options_of, refuse_unknown
 from dxdt.ops.random import normals
 from dxdt.paths.driver import Onward
 from dxdt.paths.increments import Increments
@@ -96,7 +98,7 @@ def integrate(
     *,
     steps: int | None = None,
     grid: TimeGrid | None = None,
-    tau: float = 0.0,
+    tau: float | None = None,
     profile: Profile | None = None,
     solver: Solver | None = None,
     seed: int = 0,
@@ -116,7 +118,8 @@ def integrate(
         steps: steps of the solver on `grid`; without it the solver chooses by `rtol` and `atol`.
         grid: where the steps lie, such as `LogSNR()` or `Karras()`; `Given(times)` needs no `steps`. By default
             `Angle()` for exponential integrators and even in time for other solvers.
-        tau: 0 for the probability flow, 1 for the reverse SDE, or between.
+        tau: 0 for the probability flow, 1 for the reverse SDE, or between; by default 1 for methods of stochastic
+            equations and for ancestral sampling, 0 for other solvers.
         profile: where along the way there is noise, such as `Window(low, high)`; everywhere by default.
         solver: `Exponential(order=2)` with `steps`, `Tsit5()` without, by default.
         seed: names the random path, and the noise of solvers that bring their own.
@@ -131,9 +134,11 @@ def integrate(
         ValueError: `steps` is below 1 or missing where it is needed, times are not inside the process, the
             grid does not fit it, `mu` does not fit x1, or `first` numbers samples that share one row of noise.
     """
+    _check_call("integrate", denoiser, steps, grid, solver)
+    refuse_unknown("integrate", options, options_of(solve))
+    tau = usual_tau(solver) if tau is None else tau
     process = denoiser.process
     known = steps is not None or isinstance(grid, Given)
-    _check_steps("integrate", steps)
     if not known and (grid is not None or tau > 0):
         cause = f"tau={tau} has noise, whose solvers take given steps" if grid is None else f"{grid} places steps"
         raise ValueError(f"integrate: {cause}; pass steps=500, say.")
@@ -168,7 +173,7 @@ def draw(
     *,
     steps: int | None = None,
     grid: TimeGrid | None = None,
-    tau: float = 0.0,
+    tau: float | None = None,
     profile: Profile | None = None,
     solver: Solver | None = None,
     seed: int = 0,
@@ -199,9 +204,11 @@ def draw(
     Raises:
         ValueError: as `integrate`, or the temperature is not positive.
     """
+    _check_call("sample", denoiser, steps, grid, solver)
+    check_shape("sample", shape)
+    refuse_unknown("sample", options, _options())
     if not 0 < temperature < float("inf"):
         raise ValueError(f"sample: temperature={temperature} is no scale of the prior; give a positive number.")
-    _check_steps("sample", steps)
     process = denoiser.process
     prior = process.prior(_mean(process, torch.empty(*shape, device="meta"), mu))
     x = prior.sample(temperature * prior_noise(shape, seed, first=first, dtype=dtype, device=device))
@@ -235,6 +242,10 @@ def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Floa
             anything that `dxdt.solve` takes.
 
     Gradients flow through sampling; wrap the call in `torch.no_grad()` where none are wanted.
+
+    Raises:
+        TypeError: no denoiser, no shape, a word in place of an object, or an option that there is not.
+        ValueError: as `draw`.
     """
     if options.pop("trajectory", False):
         raise ValueError("sample: a trajectory does not fit into one tensor of samples; use draw(trajectory=True).")
@@ -246,9 +257,15 @@ def _exponential(solver: Solver | None) -> bool:
     return solver is None or solver.facts.semilinear
 
 
-def _check_steps(name: str, steps: int | None) -> None:
-    if steps is not None and (isinstance(steps, bool) or steps < 1):
-        raise ValueError(f"{name}: steps={steps} goes nowhere; give at least 1.")
+def _options() -> tuple[str, ...]:
+    """Everything that drawing samples can be told."""
+    return (*options_of(draw), *options_of(integrate), *options_of(solve))
+
+
+def _check_call(name: str, denoiser: Any, steps: Any, grid: Any, solver: Any) -> None:
+    check_denoiser(name, denoiser)
+    check_rules(solver, grid)
+    check_steps(name, steps)
 
 
 def _times(process: Process, solver: Solver, steps: int | None, grid: TimeGrid | None, start: Any, end: Any) -> Tensor:
