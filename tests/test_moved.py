@@ -37,6 +37,10 @@ assert "dxdt.solve.controller is dxdt.diffeq.control.controller now; the old nam
 import torch
 y1 = dxdt.solve(ODE(lambda t, y: -y), torch.ones(2), (0.0, 1.0)).y1
 assert torch.allclose(y1, torch.tensor(0.3678794), atol=1e-3)
+import dxdt.diffusion.sample, dxdt.diffusion.reverse
+oracle = dxdt.diffusion.gaussian_oracle(VP(), torch.zeros(2), torch.tensor(0.5))
+assert dxdt.diffusion.sample(oracle, (3, 2), steps=2).shape == (3, 2)
+assert dxdt.diffusion.reverse(oracle).tau == 0
 """
 
 

@@ -178,9 +178,16 @@ class _Former(MetaPathFinder, Loader):
         """Nothing: the module that the name stands for is loaded."""
 
 
+class _FormerModule(ModuleType):
+    """A module under its old name; called, it is the function of that name, which the import system hides behind it."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **keywords)
+
+
 def _alias(old: str, module: ModuleType) -> ModuleType:
     """A module under its old name, with the same objects in it, and with what else is public in its room."""
-    alias = ModuleType(old, module.__doc__)
+    alias = _FormerModule(old, module.__doc__)
     door = importlib.import_module(".".join(module.__name__.split(".")[:2]))
     alias.__dict__["__getattr__"] = lambda name: getattr(door, name)
     alias.__dict__.update({k: v for k, v in vars(module).items() if k not in ("__name__", "__spec__", "__loader__")})

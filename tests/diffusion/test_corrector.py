@@ -35,6 +35,7 @@ from dxdt.diffusion import (
     sample,
 )
 from dxdt.paths import Brownian, Increments
+from grids import solve_on_grid
 from impulses import M, S, exact, law
 from processes import PROCESSES, ends
 
@@ -123,7 +124,7 @@ def test_the_law_of_a_langevin_move_with_norms_of_samples():
     v = 1 + process.variance(grid[0])
     x = v.sqrt() * torch.randn(n, d, dtype=DOUBLE)
     solver = PredictorCorrector(None, Langevin(snr, expected=True))
-    y = dxdt.solve(ReverseSDE(oracle), x, (0.6, 0.5), dt=0.1, solver=solver, driver=Increments(0)).y1
+    y = solve_on_grid(ReverseSDE(oracle), x, (0.6, 0.5), dt=0.1, solver=solver, driver=Increments(0)).y1
     want = 8 * snr**2 / (d - 2) + 4 * snr**4 * d / (d - 2)
     # The same x before and after: their difference fluctuates less than either.
     change = (y.square() - x.square()).mean(1) / v
@@ -152,7 +153,7 @@ def test_langevin_steps_are_those_of_score_sde(mean: bool):
         oracle = gaussian_oracle(process, M, S)
         x = torch.randn(4, 3, dtype=DOUBLE)
         solver = PredictorCorrector(None, Langevin(0.17, 2, batch_mean=mean))
-        found = dxdt.solve(ReverseSDE(oracle), x, (t, s), dt=t - s, solver=solver, driver=Increments(8)).y1
+        found = solve_on_grid(ReverseSDE(oracle), x, (t, s), dt=t - s, solver=solver, driver=Increments(8)).y1
         bound = Increments(8).bind(t, s, 1, 12, DOUBLE)
         for move in range(2):
             z = bound.normals(0, move, 12).reshape(4, 3)
@@ -179,7 +180,7 @@ def test_the_order_of_corrector_and_predictor_is_a_choice():
         for k in range(2):
             y = predict(correct(y, k, grid[k]), k) if first else correct(predict(y, k), k, grid[k + 1])
         solver = pc(DDIM(), 0.1, 1, first)
-        found = dxdt.solve(ReverseSDE(oracle), x, grid, solver=solver, driver=Increments(4)).y1
+        found = solve_on_grid(ReverseSDE(oracle), x, grid, solver=solver, driver=Increments(4)).y1
         assert torch.allclose(found, y, rtol=1e-11, atol=1e-12)
 
 
@@ -258,7 +259,7 @@ def test_a_score_of_zero_moves_nothing():
     oracle = gaussian_oracle(VE(), M, S)
     x = M.expand(2, 3)  # the mode
     solver = PredictorCorrector(None, Langevin(0.16))
-    found = dxdt.solve(ReverseSDE(oracle), x, torch.tensor([0.5, 0.4, 0.3]), solver=solver, driver=Increments(0))
+    found = solve_on_grid(ReverseSDE(oracle), x, torch.tensor([0.5, 0.4, 0.3]), solver=solver, driver=Increments(0))
     assert torch.equal(found.y1, x)
 
 
@@ -286,12 +287,12 @@ X = torch.zeros(2, 3).double()
         (lambda: integrate(ORACLE, X, steps=5, tau=1.0, solver=pc(Heun())), "predictor for noise"),
         (lambda: integrate(ORACLE, X, solver=pc(Heun())), "give dt|known steps"),
         (
-            lambda: dxdt.solve(
+            lambda: solve_on_grid(
                 dxdt.SDE(lambda t, y: y, lambda t, y: y), X, (1, 0), dt=0.1, solver=pc(None), driver=Increments(0)
             ),
             "dxdt.diffusion.reverse|Additive",
         ),
-        (lambda: dxdt.solve(ReverseSDE(ORACLE), X, (1.0, 0.5), dt=0.1, solver=pc(Heun())), "driver"),
+        (lambda: solve_on_grid(ReverseSDE(ORACLE), X, (1.0, 0.5), dt=0.1, solver=pc(Heun())), "driver"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(call, words: str):

@@ -31,6 +31,7 @@ from dxdt.diffusion import (
     reverse,
 )
 from dxdt.paths.driver import Increment
+from grids import solve_on_grid
 from processes import CLASSIC, PROCESSES, ends
 
 D, N = DataPrediction(), NoisePrediction()
@@ -90,7 +91,7 @@ def gaussian_error(process: Process, solver: Exponential, steps: int) -> float:
     mu = mean_of(process)
     (m1, v1), (m0, v0) = law(process, times[0], mu), law(process, times[-1], mu)
     start = m1 + 1.3 * v1.sqrt() * torch.ones(1, 3, dtype=torch.float64)
-    y = dxdt.solve(reverse(gaussian_oracle(process, M, S), 0.0, mu), start, times, solver=solver).y1
+    y = solve_on_grid(reverse(gaussian_oracle(process, M, S), 0.0, mu), start, times, solver=solver).y1
     return (y - (m0 + 1.3 * v0.sqrt())).abs().max().item()
 
 
@@ -149,7 +150,7 @@ def test_orders_on_a_mixture(process: Process):
     for solver in HIGH:
         errors: list[float] = []
         for steps in (80, 320):
-            y = dxdt.solve(equation, first, LogSNR()(process, steps, high, low), solver=solver).y1
+            y = solve_on_grid(equation, first, LogSNR()(process, steps, high, low), solver=solver).y1
             errors.append((y - last).abs().mean().item())
         assert slopes(errors)[-1] / 2 > solver.facts.order - 0.35, (solver, errors)
 
@@ -164,7 +165,7 @@ def test_a_rising_start_costs_the_order_that_it_costs_elsewhere():
             times = times[times < 0.6]
             share = cdf(VP(), quantile(VP(), torch.tensor([[0.3]], dtype=torch.float64), times[0]), times[0])
             begin, end = (quantile(VP(), share, times[k]) for k in (0, -1))
-            y = dxdt.solve(
+            y = solve_on_grid(
                 reverse(MixtureOracle(VP(), W, MEANS, WIDTHS)), begin, times, solver=Exponential(4, start=start)
             ).y1
             errors.setdefault(start, []).append((y - end).abs().max().item())
@@ -194,7 +195,7 @@ def moments(process: Process, tau: float, solver: Exponential, steps: int) -> tu
     start = m1.expand(steps + 2, 3).clone()
     start[1] += v1.squeeze().sqrt()
     equation = reverse(gaussian_oracle(process, M, S), tau, None if mu is None else mu.expand(steps + 2, 3))
-    y = dxdt.solve(equation, start, times, solver=solver, driver=Impulses()).y1
+    y = solve_on_grid(equation, start, times, solver=solver, driver=Impulses()).y1
     return (y[0] - m0).abs().max().item(), ((y[1:] - y[0]).square().sum(0) - v0).abs().max().item()
 
 
@@ -217,7 +218,7 @@ def test_strong_order_one_on_one_path(kind: Any, order: int):
     equation = reverse(gaussian_oracle(VP(), M, S), 1.0)
     start = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = [
-        dxdt.solve(
+        solve_on_grid(
             equation,
             start,
             LogSNR()(VP(), steps, 1.0, 0.01),
@@ -234,11 +235,13 @@ def test_pairs_with_noise_refine_one_path():
     equation = reverse(gaussian_oracle(VP(), M, S), 1.0)
     start = torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = dict(solver=Exponential(2, D, Inside()), driver=dxdt.Brownian(5))
-    exact = dxdt.solve(equation, start, LogSNR()(VP(), 200, 1.0, 0.01), **options).y1
-    y = dxdt.solve(equation, start, (1.0, 0.01), controller=dxdt.PID(1e-2, 1e-2), dt=0.01, **options).y1
+    exact = solve_on_grid(equation, start, LogSNR()(VP(), 200, 1.0, 0.01), **options).y1
+    y = solve_on_grid(equation, start, (1.0, 0.01), controller=dxdt.PID(1e-2, 1e-2), dt=0.01, **options).y1
     assert (y - exact).square().mean().sqrt() < 0.1
     with pytest.raises(ValueError, match="Increments"):
-        dxdt.solve(equation, start, (1.0, 0.5), dt=0.5, solver=Exponential(2, D, Inside()), driver=dxdt.Increments(0))
+        solve_on_grid(
+            equation, start, (1.0, 0.5), dt=0.5, solver=Exponential(2, D, Inside()), driver=dxdt.Increments(0)
+        )
 
 
 @pytest.mark.parametrize("order", [2, 3])
@@ -248,7 +251,7 @@ def test_pairs_adapt_their_steps(order: int, per_sample: bool):
     first, last = carried(VP())
     equation = reverse(MixtureOracle(VP(), W, MEANS, WIDTHS))
     for tolerance in (1e-3, 1e-4):
-        solution = dxdt.solve(
+        solution = solve_on_grid(
             equation,
             first,
             (high, low),
@@ -263,7 +266,7 @@ def test_order_one_is_one_step_in_every_form():
     """Data, noise and the rotation by the angle of a and c, for a^2 + c^2 = 1."""
     equation = reverse(gaussian_oracle(VP(), M, S))
     x = torch.randn(4, 3, dtype=torch.float64)
-    a, b = (dxdt.solve(equation, x, (0.8, 0.4), dt=0.4, solver=Exponential(1, kind)).y1 for kind in (D, N))
+    a, b = (solve_on_grid(equation, x, (0.8, 0.4), dt=0.4, solver=Exponential(1, kind)).y1 for kind in (D, N))
     s, t = (torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.4))
     angle = torch.atan2(VP().c(s), VP().a(s)) - torch.atan2(VP().c(t), VP().a(t))
     v = equation.remainder(s, x).angular_velocity
@@ -290,8 +293,8 @@ def test_many_steps_to_one_answer_are_one_step(solver: Exponential):
     mu = MU.expand(2, 3)
     equation = reverse(Frozen(process, torch.ones(2, 3, dtype=torch.float64)), 0.0, mu)
     x = torch.randn(2, 3, dtype=torch.float64)
-    once = dxdt.solve(equation, x, (0.9, 0.1), dt=0.8, solver=Exponential(1)).y1
-    often = dxdt.solve(equation, x, [0.9, 0.7, 0.4, 0.3, 0.15, 0.1], solver=solver).y1
+    once = solve_on_grid(equation, x, (0.9, 0.1), dt=0.8, solver=Exponential(1)).y1
+    often = solve_on_grid(equation, x, [0.9, 0.7, 0.4, 0.3, 0.15, 0.1], solver=solver).y1
     assert torch.allclose(once, often, atol=1e-13)
 
 
@@ -305,13 +308,13 @@ def test_infinite_signal_to_noise_at_either_end(solver: Exponential, tau: float)
     oracle = gaussian_oracle(process, M, S)
     x = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     times = Time()(process, 60, 1.0, 0.0)
-    y = dxdt.solve(reverse(oracle, tau), x, times, solver=solver, driver=dxdt.Brownian(2)).y1
+    y = solve_on_grid(reverse(oracle, tau), x, times, solver=solver, driver=dxdt.Brownian(2)).y1
     assert torch.isfinite(y).all()
     if tau == 0:
         assert (y - (M + S * x)).abs().max() < (0.5 if solver.facts.order == 1 else 0.15)
     else:
         assert (y.mean(0) - M).abs().max() < 0.2 and (y.std(0) / S - 1).abs().max() < 0.2
-    one = dxdt.solve(reverse(oracle, tau), x, (1.0, 0.0), dt=1.0, solver=solver, driver=dxdt.Brownian(2)).y1
+    one = solve_on_grid(reverse(oracle, tau), x, (1.0, 0.0), dt=1.0, solver=solver, driver=dxdt.Brownian(2)).y1
     assert torch.allclose(one, M.expand_as(one))
 
 
@@ -323,7 +326,7 @@ def test_pairs_keep_their_order_from_where_nothing_is_known(order: int):
     errors: list[float] = []
     for t in (0.9, 0.95):
         m, v = law(process, torch.tensor(t, dtype=torch.float64), None)
-        y = dxdt.solve(reverse(oracle), x, (1.0, t), dt=1.0 - t, solver=Exponential(order, D, Inside())).y1
+        y = solve_on_grid(reverse(oracle), x, (1.0, t), dt=1.0 - t, solver=Exponential(order, D, Inside())).y1
         errors.append((y - (m + v.sqrt() * x)).abs().max().item())
     assert slopes(errors)[0] > order + 0.8, errors
 
@@ -339,12 +342,12 @@ def test_bridges_leave_their_end_with_noise_only(process: Process):
 
     oracle.process = process  # pyright: ignore[reportFunctionMemberAccess]
     times = Time()(process, 50, process.t1, 0.02 * process.t1)
-    y = dxdt.solve(reverse(oracle, 1.0, mu), mu, times, solver=Exponential(2), driver=dxdt.Increments(3)).y1
+    y = solve_on_grid(reverse(oracle, 1.0, mu), mu, times, solver=Exponential(2), driver=dxdt.Increments(3)).y1
     m, v = law(process, times[-1], MU)
     assert ((y.mean(0) - m) / v.sqrt()).abs().max() < 0.08
     assert (y.var(0) / v - 1).abs().max() < 0.12
     with pytest.raises(ValueError, match="is a point"):
-        dxdt.solve(reverse(oracle, 0.0, mu), mu, times, solver=Exponential(2))
+        solve_on_grid(reverse(oracle, 0.0, mu), mu, times, solver=Exponential(2))
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])
@@ -358,10 +361,10 @@ def test_samples_start_at_times_of_their_own(solver: Exponential, tau: float):
     x = torch.randn(3, 3, dtype=torch.float64)
     options: dict[str, Any] = dict(solver=solver, driver=dxdt.Increments(1), per_sample=True)
     span: dict[str, Any] = dict(t=(times[0], times[-1]), controller=dxdt.Grid(times))
-    whole = dxdt.solve(equation, x, **span, **options).y1
+    whole = solve_on_grid(equation, x, **span, **options).y1
     assert torch.isfinite(whole).all()
     column = dxdt.Grid(times[:, :1].expand(-1, 3))
-    alone = dxdt.solve(equation, x, (times[0, 0].item(), times[-1, 0].item()), controller=column, **options).y1
+    alone = solve_on_grid(equation, x, (times[0, 0].item(), times[-1, 0].item()), controller=column, **options).y1
     assert torch.allclose(whole[0], alone[0], atol=1e-13)
 
 
@@ -372,7 +375,7 @@ def test_noise_does_not_depend_on_the_batch(tau: float):
     for per_sample in (False, True):
         for driver in (dxdt.Increments(4), dxdt.Brownian(4)):
             a, b = (
-                dxdt.solve(
+                solve_on_grid(
                     equation,
                     x[:k],
                     Time()(VP(), 5),
@@ -393,7 +396,7 @@ def test_gradients_through_a_sampler_agree(solver: Exponential, tau: float):
     found: list[Any] = []
     for gradient in (dxdt.Direct(), dxdt.Checkpointed(), dxdt.Checkpointed(slots=3)):
         x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
-        y = dxdt.solve(
+        y = solve_on_grid(
             reverse(denoiser, tau),
             x,
             Time()(VP(), 10),
@@ -411,7 +414,7 @@ def test_gradients_through_a_sampler_agree(solver: Exponential, tau: float):
 def test_gradients_with_respect_to_the_ends():
     def end(t1: Tensor, t0: Tensor) -> Tensor:
         grid = dxdt.Grid(torch.stack([t1, t1 * 0 + 0.7, t1 * 0 + 0.5, t0]).detach())
-        return dxdt.solve(
+        return solve_on_grid(
             reverse(gaussian_oracle(VP(), M, S)),
             torch.ones(1, 3).double(),
             (t1, t0),
@@ -430,7 +433,7 @@ def test_values_between_steps(solver: Exponential):
     (m1, v1) = law(VP(), torch.tensor(high).double(), None)
     x = m1 + v1.sqrt() * torch.ones(1, 3, dtype=torch.float64)
     wanted = torch.tensor([0.83, 0.41, 0.1], dtype=torch.float64)
-    solution = dxdt.solve(equation, x, LogSNR()(VP(), 100, high, low), solver=solver, save=wanted)
+    solution = solve_on_grid(equation, x, LogSNR()(VP(), 100, high, low), solver=solver, save=wanted)
     for t, y in zip(wanted, solution.ys, strict=True):
         m, v = law(VP(), t, None)
         assert (y - m - v.sqrt()).abs().max() < 5e-3
@@ -443,7 +446,7 @@ def test_evaluations_are_counted(solver: Exponential, extra: int):
     x = torch.randn(2, 3, dtype=torch.float64)
     for start, more in ((dxdt.Preserving(), extra), (dxdt.Rising(), 0)):
         method = Exponential(solver.facts.order, start=start)
-        assert dxdt.solve(equation, x, Time()(VP(), 20), solver=method).stats.evaluations == 20 + more
+        assert solve_on_grid(equation, x, Time()(VP(), 20), solver=method).stats.evaluations == 20 + more
 
 
 @pytest.mark.parametrize("solver", SAMPLERS, ids=str)
@@ -452,34 +455,36 @@ def test_a_grid_that_is_not_known_before_gives_the_same(solver: Exponential):
     equation = reverse(gaussian_oracle(VP(), M, S))
     x = torch.randn(2, 3, dtype=torch.float64)
     times = Time()(VP(), 9)
-    known = dxdt.solve(equation, x, times, solver=solver).y1
+    known = solve_on_grid(equation, x, times, solver=solver).y1
     clipped = dxdt.Clip(dxdt.Grid(times), jumps=[0.51])
-    cut = dxdt.solve(equation, x, (1.0, times[-1].item()), controller=clipped, solver=solver)
+    cut = solve_on_grid(equation, x, (1.0, times[-1].item()), controller=clipped, solver=solver)
     assert torch.allclose(cut.y1, known, atol=0.1)
     same = dxdt.Clip(dxdt.Grid(times), jumps=[2.0])
-    assert torch.allclose(dxdt.solve(equation, x, (1.0, times[-1].item()), controller=same, solver=solver).y1, known)
+    assert torch.allclose(solve_on_grid(equation, x, (1.0, times[-1].item()), controller=same, solver=solver).y1, known)
 
 
 def test_the_last_steps_can_be_of_lower_order():
     equation = reverse(gaussian_oracle(VP(), M, S))
     x, times = torch.randn(2, 3, dtype=torch.float64), Time()(VP(), 8)
     low, high = (Exponential(2, lower_final=flag) for flag in (True, False))
-    before = dxdt.solve(equation, x, times[:-1], solver=high).y1
-    last = dxdt.solve(equation, before, (times[-2], times[-1]), dt=1.0, solver=Exponential(1)).y1
-    assert torch.allclose(dxdt.solve(equation, x, times, solver=low).y1, last)
+    before = solve_on_grid(equation, x, times[:-1], solver=high).y1
+    last = solve_on_grid(equation, before, (times[-2], times[-1]), dt=1.0, solver=Exponential(1)).y1
+    assert torch.allclose(solve_on_grid(equation, x, times, solver=low).y1, last)
 
 
 def test_what_cannot_work_is_refused_with_the_remedy():
     equation, noisy = (reverse(gaussian_oracle(VP(), M, S), tau) for tau in (0.0, 1.0))
     x = torch.randn(2, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match="affine part"):
-        dxdt.solve(dxdt.ODE(lambda t, y: -y), x, (1.0, 0.1), dt=0.1, solver=Exponential())
+        solve_on_grid(dxdt.ODE(lambda t, y: -y), x, (1.0, 0.1), dt=0.1, solver=Exponential())
     with pytest.raises(ValueError, match="error estimate"):
-        dxdt.solve(equation, x, (1.0, 0.1), controller=dxdt.PID(), solver=Exponential(2))
+        solve_on_grid(equation, x, (1.0, 0.1), controller=dxdt.PID(), solver=Exponential(2))
     with pytest.raises(ValueError, match="no driver"):
-        dxdt.solve(noisy, x, (1.0, 0.1), dt=0.1, solver=Exponential(2))
+        solve_on_grid(noisy, x, (1.0, 0.1), dt=0.1, solver=Exponential(2))
     with pytest.raises(ValueError, match="give Backsolve"):
-        dxdt.solve(equation, x.requires_grad_(), (1.0, 0.1), dt=0.1, solver=Exponential(2), gradient=dxdt.Backsolve())
+        solve_on_grid(
+            equation, x.requires_grad_(), (1.0, 0.1), dt=0.1, solver=Exponential(2), gradient=dxdt.Backsolve()
+        )
     bad: dict[str, Any]
     for bad in (dict(order=5), dict(order=0), dict(order=1, nodes=Inside()), dict(order=1, corrector=dxdt.Corrector())):
         with pytest.raises(ValueError, match="give an order"):

@@ -28,6 +28,7 @@ from dxdt.diffusion import (
     integrate,
     reverse,
 )
+from grids import solve_on_grid
 from memory import Operations
 
 
@@ -125,7 +126,7 @@ def test_walking_a_grid_is_the_loop(solver: Any, tau: float):
     options: dict[str, Any] = dict(solver=solver, driver=dxdt.Increments(2), per_sample=True)
     for save in (dxdt.Save(end=True), dxdt.Save(start=True, steps=True), dxdt.Save(times=[0.8, 0.3, 0.05], dense=True)):
         a, b = (
-            dxdt.solve(reverse(denoiser, tau), x, (0.9, 0.05), controller=c, save=save, **options)
+            solve_on_grid(reverse(denoiser, tau), x, (0.9, 0.05), controller=c, save=save, **options)
             for c in (column, each)
         )
         assert torch.allclose(a.ys, b.ys, rtol=1e-12, atol=1e-12)
@@ -157,7 +158,7 @@ def test_a_learned_process_keeps_its_gradient():
     x = torch.ones(2, 3, dtype=torch.float64)
     found = []
     for gradient in (dxdt.Direct(), dxdt.Direct(), dxdt.Checkpointed()):
-        y = dxdt.solve(
+        y = solve_on_grid(
             reverse(Denoiser(Net(), Learned())),
             x,
             LogSNR()(VP(), 5, 0.9, 0.05),

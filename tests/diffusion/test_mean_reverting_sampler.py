@@ -26,6 +26,7 @@ from dxdt.diffusion import (
     reverse,
 )
 from dxdt.paths.driver import Increment
+from grids import solve_on_grid
 
 D, N = DataPrediction(), NoisePrediction()
 L = 50 / 255
@@ -142,7 +143,9 @@ def test_the_first_order_sde_in_data_is_the_strided_posterior(solver: Any):
 def test_the_first_order_flow_is_one_rotation_in_noise_data_and_velocity():
     mu = torch.full((5, 3), MU, dtype=torch.float64)
     denoiser, x, times = Twin(MR, L, MU), MU + L * Y, grid(6)
-    noise, data = (dxdt.solve(reverse(denoiser, 0.0, mu), x, times, solver=Exponential(1, kind)).y1 for kind in (N, D))
+    noise, data = (
+        solve_on_grid(reverse(denoiser, 0.0, mu), x, times, solver=Exponential(1, kind)).y1 for kind in (N, D)
+    )
     for s, t in zip(times[:-1], times[1:], strict=True):
         known = reverse(denoiser, 0.0, mu).remainder(s, x)
         angle = torch.atan2(MR.c(s) / L, MR.a(s)) - torch.atan2(MR.c(t) / L, MR.a(t))
@@ -166,7 +169,7 @@ def test_golden_velocity_step():
         return Posterior(MR, t, x, x0, eps, mu)
 
     denoiser.process = MR  # pyright: ignore[reportFunctionMemberAccess]
-    y = dxdt.solve(reverse(denoiser, 0.0, mu), x, (float(s), float(t)), dt=float(s - t), solver=Exponential(1)).y1
+    y = solve_on_grid(reverse(denoiser, 0.0, mu), x, (float(s), float(t)), dt=float(s - t), solver=Exponential(1)).y1
     assert y.item() == pytest.approx(0.195092770249, abs=1e-11)
 
 
@@ -221,7 +224,7 @@ def test_order_three_is_three_where_the_published_formula_measures_two():
         "published": lambda times: third_order(times, p, 0.5),
         "corrected": lambda times: third_order(times, p, 1.0),
         "ours": lambda times: (
-            dxdt.solve(reverse(MIXTURE, 0.0, mu), place(p, times[0]), times, solver=Exponential(3)).y1
+            solve_on_grid(reverse(MIXTURE, 0.0, mu), place(p, times[0]), times, solver=Exponential(3)).y1
         ),
     }
     exact = place(p, end)

@@ -33,6 +33,7 @@ from dxdt.diffusion import (
     sample,
 )
 from dxdt.paths import Brownian, Increments
+from grids import solve_on_grid
 from impulses import MU, M, S, exact, law
 from processes import PROCESSES, ends
 
@@ -117,7 +118,7 @@ TIMES = {
 def ours(process: Process, solver, x: Tensor, n: int, tau: float = 1.0) -> Tensor:
     times = TIMES[type(process)](n).flip(0)
     equation = ReverseSDE(gaussian_oracle(process, M, S), tau)
-    return dxdt.solve(equation, x, times, solver=solver, driver=Increments(5)).y1
+    return solve_on_grid(equation, x, times, solver=solver, driver=Increments(5)).y1
 
 
 @pytest.mark.parametrize("flow", [False, True])
@@ -175,8 +176,8 @@ def test_ddim_is_the_posterior_of_the_strided_chain_and_the_rotation(process: Pr
     mu = MU.expand(5, 3) if mean else None
     oracle = mixture(process)
     equation = ReverseSDE(oracle, 1.0, mu)
-    full = dxdt.solve(equation, x, grid, solver=DDIM(), driver=Increments(2)).y1
-    same = dxdt.solve(equation, x, grid, solver=Ancestral(), driver=Increments(2)).y1
+    full = solve_on_grid(equation, x, grid, solver=DDIM(), driver=Increments(2)).y1
+    same = solve_on_grid(equation, x, grid, solver=Ancestral(), driver=Increments(2)).y1
     assert torch.equal(full, same)
     bound = Increments(2).bind(0.0, 1.0, 1, 15, DOUBLE)
     want, turned = x, x
@@ -189,9 +190,9 @@ def test_ddim_is_the_posterior_of_the_strided_chain_and_the_rotation(process: Pr
         known = oracle(turned, t, mu)
         turned = process.perturb(known.data, s, known.noise, mu)
     assert torch.allclose(full, want, rtol=1e-10, atol=1e-12)
-    flow = dxdt.solve(reverse(oracle, 0.0, mu), x, grid, solver=DDIM()).y1
+    flow = solve_on_grid(reverse(oracle, 0.0, mu), x, grid, solver=DDIM()).y1
     assert torch.allclose(flow, turned, rtol=1e-12, atol=1e-12)
-    assert torch.equal(flow, dxdt.solve(reverse(oracle, 0.0, mu), x, grid, solver=DDIM(0.0)).y1)
+    assert torch.equal(flow, solve_on_grid(reverse(oracle, 0.0, mu), x, grid, solver=DDIM(0.0)).y1)
 
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), VE(), EDM(), RectifiedFlow()], ids=repr)
@@ -199,7 +200,7 @@ def test_a_single_datum_is_reached_in_any_number_of_steps(process: Process):
     grid = uneven(process, 3)
     oracle = gaussian_oracle(process, M, torch.zeros(3).double())
     x = exact(process, grid[0].item())[0] + process.c(grid[0]) * torch.randn(2, 3, dtype=DOUBLE)
-    end = dxdt.solve(reverse(oracle), x, grid, solver=DDIM()).y1
+    end = solve_on_grid(reverse(oracle), x, grid, solver=DDIM()).y1
     m, c = process.a(grid[-1]) * M, process.c(grid[-1])
     eps = (x - process.a(grid[0]) * M) / process.c(grid[0])
     assert torch.allclose(end, m + c * eps, rtol=1e-9, atol=1e-12)
@@ -214,7 +215,7 @@ def test_churn_is_algorithm_two():
     x = 80 * torch.randn(4, 3, dtype=DOUBLE)
     solver = Churn.over(Heun(), n, churn=3.0, low=0.05, high=50.0, noise=1.007)
     assert solver.gamma == pytest.approx(0.25)
-    found = dxdt.solve(ReverseSDE(oracle, 0.0), x, sigma, solver=solver, driver=Increments(9))
+    found = solve_on_grid(ReverseSDE(oracle, 0.0), x, sigma, solver=solver, driver=Increments(9))
     bound = Increments(9).bind(80.0, 0.002, 1, 12, DOUBLE)
     for k in range(n - 1):
         s, end = sigma[k], sigma[k + 1]
@@ -239,15 +240,15 @@ def test_churn_keeps_the_marginals_of_every_process(process: Process):
 def test_churn_raises_noise_where_it_is_asked_to():
     oracle, grid = gaussian_oracle(EDM(), M, S), torch.tensor([10.0, 5.0, 1.0]).double()
     x = 10 * torch.randn(2, 3, dtype=DOUBLE)
-    plain = dxdt.solve(reverse(oracle), x, grid, solver=Heun(), controller=dxdt.Grid(grid)).y1
+    plain = solve_on_grid(reverse(oracle), x, grid, solver=Heun()).y1
     for low, high in ((20.0, 30.0), (0.0, 1.0)):
         solver = Churn(Heun(), 0.1, low, high)
         options = {"solver": solver, "controller": dxdt.Grid(grid), "driver": Increments(0)}
-        assert torch.equal(dxdt.solve(ReverseSDE(oracle, 0.0), x, grid, **options).y1, plain)
+        assert torch.equal(solve_on_grid(ReverseSDE(oracle, 0.0), x, grid, **options).y1, plain)
     # The prior's noise is the most a network knows.
-    plain = dxdt.solve(reverse(oracle), x, (80.0, 5.0), dt=75.0, solver=Heun()).y1
+    plain = solve_on_grid(reverse(oracle), x, (80.0, 5.0), dt=75.0, solver=Heun()).y1
     options = {"dt": 75.0, "solver": Churn(Heun()), "driver": Increments(0)}
-    assert torch.equal(dxdt.solve(ReverseSDE(oracle), x, (80.0, 5.0), **options).y1, plain)
+    assert torch.equal(solve_on_grid(ReverseSDE(oracle), x, (80.0, 5.0), **options).y1, plain)
 
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), VE(), RectifiedFlow()], ids=repr)
@@ -344,16 +345,16 @@ def test_each_sample_may_have_times_of_its_own():
         tau = 0.0 if solver.facts.stochastic else 1.0
         equation = ReverseSDE(oracle, tau)
         span = {"dt": 0.05, "solver": solver, "driver": Increments(1), "per_sample": True}
-        found = dxdt.solve(equation, x, (starts, 0.1), **span).y1
+        found = solve_on_grid(equation, x, (starts, 0.1), **span).y1
         for k in range(3):  # rows of a path are named by their place
-            alone = dxdt.solve(equation, x[: k + 1], (starts[k].item(), 0.1), **span).y1
+            alone = solve_on_grid(equation, x[: k + 1], (starts[k].item(), 0.1), **span).y1
             assert torch.allclose(found[k], alone[k], rtol=1e-12, atol=1e-12)
 
 
 def test_step_doubling_adapts_a_predictor():
     oracle = gaussian_oracle(VP(), M, S)
     x = torch.randn(2, 3, dtype=DOUBLE)
-    found = dxdt.solve(reverse(oracle), x, (1.0, 0.01), solver=HalfStep(DDIM()), controller=dxdt.PID(1e-4, 1e-4))
+    found = solve_on_grid(reverse(oracle), x, (1.0, 0.01), solver=HalfStep(DDIM()), controller=dxdt.PID(1e-4, 1e-4))
     (m1, v1), (m0, v0) = exact(VP(), 1.0), exact(VP(), 0.01)
     assert (found.y1 - m0 - (v0 / v1).sqrt() * (x - m1)).abs().max() < 0.02
 
@@ -379,8 +380,8 @@ NAME = "dxdt.diffusion.reverse"
         (lambda: integrate(ORACLE, X, solver=DDIM()), "give dt"),
         (lambda: integrate(ORACLE, X, solver=Churn(Heun())), "give dt|known steps"),
         (lambda: integrate(ORACLE, X, steps=0, solver=DDIM()), "steps=0"),
-        (lambda: dxdt.solve(dxdt.ODE(lambda t, y: y), X, (1.0, 0.0), dt=0.1, solver=DDIM()), NAME),
-        (lambda: dxdt.solve(dxdt.ODE(lambda t, y: y), X, (1.0, 0.0), dt=0.1, solver=ReverseDiffusion()), NAME),
+        (lambda: solve_on_grid(dxdt.ODE(lambda t, y: y), X, (1.0, 0.0), dt=0.1, solver=DDIM()), NAME),
+        (lambda: solve_on_grid(dxdt.ODE(lambda t, y: y), X, (1.0, 0.0), dt=0.1, solver=ReverseDiffusion()), NAME),
         (
             lambda: integrate(gaussian_oracle(RectifiedFlow(), M, S), X, steps=5, tau=1.0, solver=ReverseDiffusion()),
             "begin a little later",
