@@ -30,6 +30,7 @@ from dxdt.diffusion import (
     SubVP,
     Table,
     VPPreconditioning,
+    gaussian_oracle,
     linear_betas,
     log_snr,
     noise_to_signal,
@@ -190,3 +191,33 @@ def test_a_missing_package_is_one_helpful_sentence(path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(ImportError, match=r"pip install 'dxdt\[interop\]'"):
         interop.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("google/ddpm-cifar10-32", r'snapshot_download\("google/ddpm-cifar10-32"\)'),
+        ("https://huggingface.co/google/ddpm", r'snapshot_download\("google/ddpm"\)'),
+        ("mnist_ddpm", "a name of the command line"),
+        ("nowhere.pth", "nowhere.pth does not exist; check the name"),
+        ("some/nowhere.pth", "does not exist; check the name"),
+    ],
+)
+def test_a_name_that_leads_nowhere_says_where_it_may_lead(name, words):
+    with pytest.raises(FileNotFoundError, match=words):
+        interop.load(name)
+
+
+def test_the_folder_of_a_run_is_opened(tmp_path):
+    denoiser = Denoiser(UNet(1, channels=4, multipliers=(1, 2), blocks=1, attention=()), VP())
+    interop.save(tmp_path / "model.safetensors", denoiser)
+    (tmp_path / "config.json").write_text("{}")
+    found, x, t = interop.load(tmp_path), torch.randn(2, 1, 4, 4), torch.tensor([0.2, 0.8], dtype=torch.float64)
+    assert torch.equal(found(x, t).data, denoiser(x, t).data)
+
+
+@pytest.mark.parametrize("what", [torch.nn.Linear(2, 2), gaussian_oracle(VP(), torch.zeros(2), torch.tensor(1.0))])
+def test_what_cannot_be_written_says_so(what, tmp_path):
+    with pytest.raises(ValueError, match=r"save: a \w+ is not written; give a Denoiser"):
+        interop.save(tmp_path / "x.safetensors", what)
+    assert not (tmp_path / "x.safetensors").exists()

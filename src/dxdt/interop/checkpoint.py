@@ -41,6 +41,11 @@ def save(path: str | Path, denoiser: Denoiser | Preconditioned, *, about: Mappin
         ValueError: the network or the process has no description that could be stored.
         ImportError: safetensors is not installed.
     """
+    if not isinstance(denoiser, (Denoiser, Preconditioned)):
+        raise ValueError(
+            f"save: a {type(denoiser).__name__} is not written; give a Denoiser or Preconditioned around a network "
+            "(of wrappers the denoiser inside), or keep weights by torch.save(module.state_dict(), path)."
+        )
     net, mean_only = denoiser.net, False
     if isinstance(net, MeanPart):
         net, mean_only = net.net, True

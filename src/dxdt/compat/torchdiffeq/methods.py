@@ -51,6 +51,10 @@ _ADAPTIVE = (
 )
 
 
+DEFAULT = "dopri5"
+"""The method where none is named."""
+
+
 @dataclass(frozen=True)
 class Method:
     """A method of torchdiffeq.
@@ -72,9 +76,9 @@ class Method:
         """Warn about options and callbacks that would be ignored."""
         unknown = {k: v for k, v in problem.options.items() if k not in (*self.options, "norm", "compile")}
         if unknown:
-            warnings.warn(f"{problem.method}: Unexpected arguments {unknown}", stacklevel=4)
+            warnings.warn(f"{problem.method or DEFAULT}: Unexpected arguments {unknown}", stacklevel=4)
         if ignored := set(problem.callbacks) - set(self.callbacks):
-            warnings.warn(f"Solver '{problem.method}' does not support callbacks {ignored}", stacklevel=4)
+            warnings.warn(f"Solver '{problem.method or DEFAULT}' does not support callbacks {ignored}", stacklevel=4)
 
 
 def _adaptive(solver: Callable[[], Solver]) -> Method:
@@ -134,7 +138,7 @@ def method_of(problem: Problem) -> Method:
     Raises:
         ValueError: no method of torchdiffeq.
     """
-    name = "dopri5" if problem.method is None else problem.method
+    name = DEFAULT if problem.method is None else problem.method
     if name not in METHODS:
         names = '", "'.join(METHODS)
         raise ValueError(f'Invalid method "{name}". Must be one of {{"{names}"}}.')

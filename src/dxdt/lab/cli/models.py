@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dxdt.diffusion import Levels
 from dxdt.interop import load
+from dxdt.interop.diffusers_folder import is_diffusers, sample_shape
 from dxdt.lab.cli.sampling import Sampling
 from dxdt.lab.cli.solvers import grid_named, solver_named
 from dxdt.lab.data.folder import data_folder
@@ -44,6 +45,8 @@ def open_model(
     if (place / "model.safetensors").exists():
         return load_model(place)
     denoiser = load(place)
+    if shape is None and is_diffusers(place):
+        shape = sample_shape(place)
     if place.suffix == ".safetensors":
         try:
             return load_model(place)
