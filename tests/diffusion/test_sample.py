@@ -335,7 +335,7 @@ WRONG = {
     "a plain network": (dict(denoiser=NET), TypeError, r"a plain network is no denoiser.*diffusion\.Denoiser\(network"),
     "a function": (dict(denoiser=lambda x, t: x), TypeError, "a function is no denoiser"),
     "an option of none": (dict(stepz=5), TypeError, "sample has no option stepz: did you mean steps?"),
-    "an option of others": (dict(num_steps=5), TypeError, "sample has no option num_steps: did you mean"),
+    "an option of others": (dict(num_steps=5), TypeError, "sample has no option num_steps: it is called steps here"),
 }
 
 

@@ -105,6 +105,8 @@ def solve(
         TypeError, ValueError: the problem is not well posed; the message says what to change.
         SolveError: the solve failed (see ``throw``).
     """
+    # All that was given, so that no option is lost where the solve is made again on rows.
+    given = {name: value for name, value in locals().items() if name != "unknown"}
     if unknown:
         refuse_unknown("solve", unknown, options_of(solve), ELSEWHERE)
     args = args if isinstance(args, tuple) else (args,)
@@ -114,8 +116,7 @@ def solve(
     expect(solver, Solver, "solver", "dxdt.Tsit5()")
     t, save, controller = span_and_save(t, save, solver, controller, dt, rtol is not None or atol is not None)
     wanted = is_compiling() if compile is None else compile
-    # All that was given, so that no option is lost where the solve is made again on rows.
-    problem = {name: value for name, value in locals().items() if name not in ("wanted", "unknown")}
+    problem: dict[str, Any] = {**given, "args": args, "solver": solver, "t": t, "save": save, "controller": controller}
     folded = fold(equation, y0, t, problem, per_sample)
     if folded is not None:
         if wanted:

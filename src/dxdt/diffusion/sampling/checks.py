@@ -14,7 +14,21 @@ from dxdt.diffusion.sampling.ancestral import Ancestral
 from dxdt.diffusion.sampling.grid import TimeGrid
 from dxdt.diffusion.sampling.reverse_diffusion import ReverseDiffusion
 
-__all__ = ["check_denoiser", "check_rules", "check_shape", "check_steps", "usual_tau"]
+__all__ = ["ELSEWHERE", "check_denoiser", "check_rules", "check_shape", "check_steps", "usual_tau"]
+
+ELSEWHERE = {
+    "eta": "tau",
+    "generator": "seed",
+    "method": "solver",
+    "n_steps": "steps",
+    "num_inference_steps": "steps",
+    "num_steps": "steps",
+    "sampler": "solver",
+    "schedule": "grid",
+    "sigmas": "grid",
+    "timesteps": "grid",
+}
+"""What diffusers, k-diffusion and others call the options of sampling."""
 
 
 def check_denoiser(name: str, denoiser: Any) -> None:

@@ -26,7 +26,7 @@ from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.solution import Solution
 from dxdt.diffusion.denoisers.denoiser import DenoiserLike
 from dxdt.diffusion.processes.process import Process
-from dxdt.diffusion.sampling.checks import check_denoiser, check_rules, check_shape, check_steps, usual_tau
+from dxdt.diffusion.sampling.checks import ELSEWHERE, check_denoiser, check_rules, check_shape, check_steps, usual_tau
 from dxdt.diffusion.sampling.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.sampling.profile import Profile
 from dxdt.diffusion.sampling.reverse import ReverseSDE, reverse
@@ -135,7 +135,7 @@ def integrate(
             grid does not fit it, `mu` does not fit x1, or `first` numbers samples that share one row of noise.
     """
     _check_call("integrate", denoiser, steps, grid, solver)
-    refuse_unknown("integrate", options, options_of(solve))
+    refuse_unknown("integrate", options, options_of(solve), ELSEWHERE)
     tau = usual_tau(solver) if tau is None else tau
     process = denoiser.process
     known = steps is not None or isinstance(grid, Given)
@@ -206,7 +206,7 @@ def draw(
     """
     _check_call("sample", denoiser, steps, grid, solver)
     check_shape("sample", shape)
-    refuse_unknown("sample", options, _options())
+    refuse_unknown("sample", options, _options(), ELSEWHERE)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"sample: temperature={temperature} is no scale of the prior; give a positive number.")
     process = denoiser.process
