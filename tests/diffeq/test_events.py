@@ -1,5 +1,7 @@
 """Events: where they happen, what follows them, and the derivatives of both."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -536,7 +538,8 @@ def test_resets_on_a_given_grid(per_sample):
     sol = dxdt.solve(
         dxdt.ODE(ball),
         drop(h),
-        [0.0, 0.4, 1.0, 1.3, 1.5],
+        (0.0, 1.5),
+        controller=dxdt.Grid([0.0, 0.4, 1.0, 1.3, 1.5]),
         args=(number(8.0),),
         event=Event(height, -1, bounce(0.8)),
         per_sample=per_sample,
@@ -725,3 +728,51 @@ def test_an_event_at_the_end_of_the_span(per_sample):
     status = sol.status[0] if per_sample else sol.status
     assert status is Status.SUCCESS and len(sol.events) == 1 and (sol.t1 == 1).all()
     assert (sol.y1 - torch.tensor([1.0, 1.0]).double().cos() - 1).abs().flatten()[0] < 1e-7
+
+
+# --- several events in one step
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("stop", [5.0, 0.1, 2.5])
+def test_a_boolean_is_looked_at_where_a_resetting_event_ends_a_step(stop, dtype, per_sample, compile):
+    """A bouncing ball: steps end at the bounces, and between them hardly ever."""
+    fall = lambda t, y: torch.stack([y[..., 1], torch.full_like(y[..., 1], -9.81)], -1)  # noqa: E731
+    bounce = dxdt.Event(
+        lambda t, y: y[..., 0], -1, reset=lambda t, y: torch.stack([y[..., 0].abs(), -0.9 * y[..., 1]], -1)
+    )
+    late = dxdt.Event(lambda t, y: t > stop)
+    y0 = torch.tensor([1.0, 0.0], dtype=dtype)
+    y0 = y0.expand(2, 2) if per_sample else y0
+    for events, which in (([bounce, late], 1), ([late, bounce], 0)):
+        sol = dxdt.solve(dxdt.ODE(fall), y0, (0.0, 20.0), event=events, per_sample=per_sample, compile=compile)
+        # One step at most goes beyond, and no bounce lies between.
+        assert (sol.t1 > stop).all() and (sol.t1 < stop + 0.95).all()
+        times = sol.events[: int((sol.which[..., 0] if per_sample else sol.which).ne(-1).sum())]
+        assert (times[:-1] <= stop).all() and (sol.which.reshape(len(sol.which), -1)[len(times) - 1] == which).all()
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("solver", [dxdt.Tsit5(), dxdt.Dopri8()])
+@pytest.mark.parametrize(("level", "tol"), [(0.9999, 1e-6), (0.999, 1e-5), (0.99, 1e-3)])
+def test_two_crossings_in_one_step(level, tol, solver, per_sample, compile):
+    """A condition that is below zero for 0.03 to 0.3 of a time unit, in steps of 0.5 to 5."""
+    time = math.pi - math.acos(level)
+    turn = lambda t, y: torch.stack([-y[..., 1], y[..., 0]], -1)  # noqa: E731
+    y0 = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    y0 = y0.expand(2, 2) if per_sample else y0
+    event = dxdt.Event(lambda t, y: y[..., 0] + level)
+    sol = dxdt.solve(
+        dxdt.ODE(turn),
+        y0,
+        (0.0, 20.0),
+        event=event,
+        controller=dxdt.PID(tol, tol),
+        solver=solver,
+        per_sample=per_sample,
+        compile=compile,
+    )
+    assert (sol.t1 - time).abs().max() < 0.06

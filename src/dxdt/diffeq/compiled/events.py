@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from dxdt.compiler.explain import CannotCompile
-from dxdt.diffeq.loop.event import Bracket, Crossing, Event, Signs, Track, bracket
+from dxdt.diffeq.loop.event import Crossing, Event, Track
 from dxdt.diffeq.loop.plan import Carry, Plan
+from dxdt.diffeq.loop.sign_change import Bracket, Signs, bracket
 from dxdt.diffeq.loop.step import sided
 from dxdt.diffeq.problem.status import RUNNING, Status
 from dxdt.diffeq.programs.engine import Chunk, Records, clocks_of
@@ -145,9 +146,9 @@ class Lookout:
             if signs is None:
                 inside = [track.signs(event) for event in watch.events]
             else:
-                inside = [Signs(x.values[:, slot, row], x.boolean) for x in signs]
+                inside = [Signs(x.values[:, slot, row], x.boolean, x.places[:, slot, row]) for x in signs]
             before = (track.leaning(*x) for x in zip(watch.events, repeat(some), self.sides, inside, strict=False))
-            found = [bracket(e, s, some, x) for e, s, x in zip(watch.events, before, inside, strict=True)]
+            found = [bracket(e.direction, s, some, x) for e, s, x in zip(watch.events, before, inside, strict=True)]
         self.sides = tuple(np.where(some, new, old) for (_, new), old in zip(found, self.sides, strict=True))
         return [b for b, _ in found]
 
@@ -228,7 +229,7 @@ class Lookout:
         due = ok & (np.arange(len(ok))[:, None] > slot)
         if signs is not None:
             moved = np.zeros(ok.shape, dtype=bool)
-            for (sign, boolean), side in zip(signs, self.sides, strict=True):
+            for (sign, boolean, _), side in zip(signs, self.sides, strict=True):
                 # What is true ends a row whatever it was before.
                 moved |= (sign > 0 if boolean else (sign != side) | (sign == 0)).any(0)
             due &= moved
@@ -250,18 +251,22 @@ class Lookout:
         records, used, watch = chunk.records, chunk.used, self.plan.watch
         assert watch is not None and records is not None and records.coefficients is not None
         *lower, top = records.coefficients[:used].unbind(1)
-        theta = torch.arange(1, event.checks + 1, dtype=torch.float64, device=top.device) / event.checks
-        place, rise = theta.to(top.dtype)[:, None, None, None], top
-        for c in reversed(lower):
-            rise = torch.addcmul(c, place, rise)
         t, dt = (x[:used].to(top.device) for x in (records.t, records.dt))
-        times = t + theta[:, None, None] * dt
-        states = torch.addcmul(records.y[:used], place, rise)
         at = torch.vmap(lambda t, y: watch._value(event, watch._time(t, y), y))
-        value = at(times.flatten(0, 1), states.flatten(0, 1)).reshape(event.checks, used, -1)
+
+        def values(theta: Tensor) -> Tensor:
+            """The condition at points ``(P, K or 1, R or 1)`` of the steps."""
+            place, rise = theta.to(top.dtype).unsqueeze(-1), top
+            for c in reversed(lower):
+                rise = torch.addcmul(c, place, rise)
+            times, states = t + theta * dt, torch.addcmul(records.y[:used], place, rise)
+            return at(times.flatten(0, 1), states.flatten(0, 1)).reshape(len(theta), used, -1)
+
+        theta = torch.arange(event.checks + 1, dtype=torch.float64, device=top.device) / event.checks
+        value = values(theta[:, None, None])
         if value.dtype is torch.bool:
-            return Signs(to_host(value[-1:]) * 2 - 1, True)
-        return Signs(np.sign(to_host(value)), False)
+            return Signs.at_end(to_host(value[-1]))
+        return Signs.along(to_host(value), lambda x: to_host(values(beside(top, x)[0][None]))[0])
 
 
 class _Books(NamedTuple):

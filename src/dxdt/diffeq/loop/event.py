@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from dxdt.diffeq.loop.save import polynomial
+from dxdt.diffeq.loop.sign_change import Bracket, Signs, bracket
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.autodiff import derivative
 from dxdt.ops.times import START, Ticks, from_host, moments, to_host
 from dxdt.ops.tree import Tree, leaves
 
-__all__ = ["Bracket", "Crossing", "Event", "Signs", "SteadyState", "Track", "Watch", "bracket"]
+__all__ = ["Crossing", "Event", "SteadyState", "Track", "Watch"]
 
 _ROUNDS = 80
 
@@ -42,8 +43,8 @@ class Event:
             boolean of that shape (looked at after each step, not located).
         direction: +1 for a sign change upwards only, -1 downwards only, 0 for both.
         reset: map ``(t, y, *args)`` to the state to go on from; None ends the sample.
-        checks: points inside each step at which the sign is looked at, so that an even number of
-            crossings in one step is not missed.
+        checks: points of each step at which the sign is looked at; where the values turn back near to zero, the
+            turning point is looked for between them, so that two crossings in one step are not missed.
 
     Raises:
         ValueError: a direction other than -1, 0, 1, or no checks.
@@ -87,46 +88,6 @@ def _size(tree: Tree, batch: int) -> Tensor:
     flat = [x.abs().flatten(batch) for x in leaves(tree)]
     squares = sum(x.square().sum(-1) for x in flat)
     return (squares / sum(x.shape[-1] for x in flat)).sqrt()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class Signs(NamedTuple):
-    """What a condition is at the points of a step at which it is looked at.
-
-    Attributes:
-        values: signs ``(checks, R)``, or of a boolean -1 (false) and 1 (true) at the end alone, ``(1, R)``.
-        boolean: whether it is one.
-    """
-
-    values: np.ndarray
-    boolean: bool
-
-
-class Bracket(NamedTuple):
-    """Between which points of a step a condition changes its sign first.
-
-    Attributes:
-        rows: rows in which it does.
-        low, high: the points, in [0, 1].
-        side: sign before.
-        exact: whether ``high`` is the event itself.
-    """
-
-    rows: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    side: np.ndarray
-    exact: bool = False
-
-    @classmethod
-    def nowhere(cls, rows: int) -> Bracket:
-        """No row changes it."""
-        zero = np.zeros(rows)
-        return cls(zero > 0, zero, zero + 1, zero)
-
-    def updated(self, new: Bracket) -> Bracket:
-        """``new`` for the rows in which it found a change."""
-        merged = (np.where(new.rows, a, b) for a, b in zip(new[:4], self[:4], strict=True))
-        return Bracket(*merged, exact=new.exact)
 
 
 class Crossing(NamedTuple):
@@ -194,7 +155,7 @@ class Watch:
             track = Track(self, t, dt, y.detach(), dense.detach())
             inside = [track.signs(event) for event in self.events]
             found = [
-                bracket(e, track.leaning(e, ok, side, x), ok, x)
+                bracket(e.direction, track.leaning(e, ok, side, x), ok, x)
                 for e, side, x in zip(self.events, sides, inside, strict=True)
             ]
             crossing, sides = self.locate(track, [b for b, _ in found], tuple(side for _, side in found))
@@ -210,6 +171,11 @@ class Watch:
         which = np.argmin(thetas, axis=0)
         theta = thetas[which, np.arange(len(which))]
         rows = np.isfinite(theta)
+        for i, (event, b) in enumerate(zip(self.events, brackets, strict=True)):
+            # A boolean is looked at wherever a step ends, so also where another event ends it.
+            if b.exact and event.reset is None and (rows & (which != i)).any():
+                true = track.value(event, np.where(rows, theta, 1.0)) > 0
+                which = np.where(rows & true, i, which)
         stays = np.array([e.reset is not None for e in self.events])
         sides = tuple(
             np.where(rows, self._after(e, i, which, theta, track), s)
@@ -277,7 +243,7 @@ class Watch:
         return torch.where(slope == 0, 1.0, slope)
 
     def _time(self, time: Tensor, y: Tensor) -> Tensor:
-        time = time.to(y.dtype)
+        time = time.to(self.equation.layout.time_dtype)
         return time if self.equation.layout.per_sample else time.reshape(())
 
     def _value(self, event: Event, time: Tensor, y: Tensor, check: bool = False) -> Tensor:
@@ -309,26 +275,6 @@ def _check(value: Any, per_sample: bool, rows: int) -> None:
         )
 
 
-def bracket(event: Event, side: np.ndarray, ok: np.ndarray, inside: Signs) -> tuple[Bracket, np.ndarray]:
-    """Where a condition with sign ``side`` before a step changes first in it, and its sign at the end."""
-    found, low = Bracket.nowhere(len(ok))._replace(exact=inside.boolean), np.zeros(len(ok))
-    for j, sign in enumerate(inside.values, 1):
-        high = np.full(len(ok), j / len(inside.values))
-        crossed = ok & ~found.rows & _crosses(event, side, sign, inside.boolean)
-        if crossed.any():
-            found = found.updated(Bracket(crossed, low, high, side, inside.boolean))._replace(rows=found.rows | crossed)
-        side = np.where(ok & (sign != 0), sign, side)
-        low = high
-    return found, side
-
-
-def _crosses(event: Event, side: np.ndarray, sign: np.ndarray, boolean: bool) -> np.ndarray:
-    if boolean:
-        return sign > 0
-    up, down = (side < 0) & (sign >= 0), (side > 0) & (sign <= 0)
-    return (up & (event.direction >= 0)) | (down & (event.direction <= 0))
-
-
 @dataclass(eq=False)
 class Track:
     """Conditions along one accepted step, on the host."""
@@ -354,10 +300,10 @@ class Track:
         size = len(self.t)
         end = self._at(event, np.ones(size))
         if end.dtype is torch.bool:
-            return Signs(to_host(end)[None] * 2 - 1, True)
-        places = (np.full(size, j / event.checks) for j in range(1, event.checks))
-        inside = [*(self.value(event, theta) for theta in places), to_host(end)]
-        return Signs(np.sign(np.stack(inside)), False)
+            return Signs.at_end(to_host(end))
+        places = (np.full(size, j / event.checks) for j in range(event.checks))
+        values = np.stack([*(self.value(event, theta) for theta in places), to_host(end)])
+        return Signs.along(values, lambda theta: self.value(event, theta))
 
     def leaning(self, event: Event, ok: np.ndarray, side: np.ndarray, inside: Signs) -> np.ndarray:
         """The sign before the step; where the condition is zero there, just after: the sign of its slope."""
