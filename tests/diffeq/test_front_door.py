@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import dxdt
 from dxdt import ODE, PID, Save, solve
+from dxdt.diffeq import mixed_clocks
 
 NAN, INF = float("nan"), float("inf")
 ONE = torch.ones(3)
@@ -427,3 +428,45 @@ def test_spans_of_ones_own(batch, spans, fixed, saves):
     assert sol.reached.all() and sol.ok.all()
     exact = torch.exp(t0 - sol.ts)
     assert ((sol.ys[..., 0] - exact).abs() <= 1e-3 * exact).all()
+
+
+RIGHT = {
+    "clocks beside features": lambda t, y: t[:, None] * y,
+    "no time at all": lambda t, y: -y,
+    "one field for each row": lambda t, y: torch.sin(t)[:, None] + y @ torch.eye(3, dtype=y.dtype),
+    "a tree": lambda t, y: {"a": t[:, None] * y["a"], "b": t * y["b"]},
+}
+MIXED = {
+    "product": lambda t, y: t * y,
+    "shift": lambda t, y: torch.sin(t) - y,
+    "in a part of a tree": lambda t, y: {"a": t * y["a"], "b": t * y["b"]},
+}
+
+
+def rows(name):
+    y0 = torch.linspace(1, 2, 9, dtype=torch.float64).reshape(3, 3)
+    return {"a": y0, "b": y0[:, 0]} if "tree" in name else y0
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_field_that_mixes_the_clocks_of_rows_is_told_once(name):
+    calls = []
+
+    def field(t, y):
+        calls.append(1)
+        return MIXED[name](t, y)
+
+    mixed_clocks._looked.clear()
+    with pytest.warns(RuntimeWarning, match=r"field mixes the clocks of its 3 rows.*t\[:, None\] \* y"):
+        sol = solve(ODE(field), rows(name), (0.0, torch.ones(3)), per_sample=True)
+    assert sol.stats.evaluations == len(calls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(ODE(field), rows(name), (0.0, torch.ones(3)), per_sample=True)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_field_that_keeps_clocks_apart_is_not_told(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(ODE(RIGHT[name]), rows(name), (0.0, torch.ones(3)), per_sample=True)

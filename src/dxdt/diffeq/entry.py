@@ -22,6 +22,7 @@ from dxdt.diffeq.loop.plan import After, Attempt, Carry, Ends, Plan
 from dxdt.diffeq.loop.save import Save, SaveTimes
 from dxdt.diffeq.loop.saving import Recorder
 from dxdt.diffeq.methods.solver import Solver
+from dxdt.diffeq.mixed_clocks import tell_mixed_clocks
 from dxdt.diffeq.problem.equation import Equation, Meter, Outlook, Rows, StochasticEquation, constants
 from dxdt.diffeq.problem.span import Interval, rounding, times_of
 from dxdt.diffeq.problem.status import Status
@@ -164,6 +165,7 @@ def solve(
         times = controller.ends(span, dt_row)
     rows.outlook = Outlook(times, needs_dense, scale is not None, scale)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
+    tell_mixed_clocks(plan, y)
     outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
     if outcome is not None:
         outcome = _at_rest(outcome, gradient, rows, inputs, interval)
