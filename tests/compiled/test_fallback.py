@@ -277,7 +277,7 @@ def test_a_dtype_that_the_parameters_have_not(traced):
     net = torch.nn.Linear(3, 3).requires_grad_(False)
     answer(lambda t, y: net(y), True, False)
     for compile in (True, False):
-        with pytest.raises(RuntimeError, match="dtype"):
+        with pytest.raises(TypeError, match=r"weights in torch.float32 but the state is in torch.float64: give y0\.to"):
             answer(lambda t, y: net(y), compile, False, dtype=torch.float64)
 
 
@@ -328,7 +328,7 @@ def test_no_option_is_lost_inside_vmap(monkeypatch):
     monkeypatch.setattr(entry, "solve", lambda **options: seen.append(options) or front(**options))
     torch.vmap(lambda y: front(ODE(lambda t, y: -y), y, (0.0, 1.0), max_steps=77).y1)(torch.ones(3, 2))
     (options,) = seen
-    assert set(options) == set(inspect.signature(front).parameters) and options["max_steps"] == 77
+    assert set(options) == set(inspect.signature(front).parameters) - {"unknown"} and options["max_steps"] == 77
 
 
 class Growth:

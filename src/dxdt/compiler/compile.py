@@ -15,6 +15,7 @@ from dxdt.compiler.backend import backend
 from dxdt.compiler.dependencies import watched
 from dxdt.compiler.direct_dispatch import Entries
 from dxdt.compiler.explain import CannotCompile, hushed, why
+from dxdt.compiler.slow_build import told_if_slow
 
 __all__ = ["Functions"]
 
@@ -53,7 +54,7 @@ class Functions:
             if name in self.called:
                 return self.made[name](*given)
             self.called.add(name)
-            with hushed():
+            with hushed(), told_if_slow():
                 return self.made[name](*given)
         except Exception as error:
             if not type(error).__module__.startswith(_COMPILER):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dxdt.compiler.explain import CannotCompile, NotForAllSizes
+from dxdt.compiler.slow_build import working_on
 from dxdt.diffeq.compiled.backsolve import backsolved
 from dxdt.diffeq.compiled.checkpointed import recomputed
 from dxdt.diffeq.compiled.forward import run_compiled
@@ -15,7 +16,7 @@ from dxdt.diffeq.compiled.reversible import walked_back
 from dxdt.diffeq.gradients.gradient import Compiled, Gradient, Inputs, Outcome, Problem
 from dxdt.diffeq.loop.plan import Plan
 from dxdt.diffeq.loop.saving import Recorder
-from dxdt.diffeq.programs.eager_fallback import warn_once
+from dxdt.diffeq.programs.eager_fallback import name_of, warn_once
 from dxdt.diffeq.programs.scalars import keep_numbers, lift
 from dxdt.diffeq.programs.signature import fields_of
 
@@ -26,6 +27,12 @@ _WAYS = Compiled(stored=recomputed, reversed=walked_back, adjoint=backsolved)
 
 def compiled(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
     """The outcome of a compiled solve, or None (and one warning) where there is no compiled form."""
+    equation = plan.equation.equation
+    with working_on(f"the solve of {name_of(fields_of(equation) or equation)}"):
+        return _tried(plan, inputs, gradient, dt, recorder)
+
+
+def _tried(plan: Plan, inputs: Inputs, gradient: Gradient | None, dt: Any, recorder: Recorder) -> Outcome | None:
     lifted = lift(plan, inputs.y)
     try:
         if lifted is not plan:
