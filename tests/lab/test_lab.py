@@ -323,6 +323,20 @@ def test_bars_write_no_carriage_returns_into_files(capsys):
     assert "\r" not in stream.getvalue() and stream.getvalue().count("\n") == 1 and "100.0 %" in stream.getvalue()
 
 
+def test_the_report_fits_a_telephone_and_says_what_its_table_shows(demo: Path):
+    page = (demo / "report.html").read_text()
+    assert page.count('<div class="wide"><table>') == page.count("<table>") > 0
+    pictures = re.findall(r'<div class="wide"><img src="data:[^"]*" width="(\d+)"', page)
+    assert len(pictures) == page.count("<img ") > 0
+    # 54 rem of 16 pixels with margins: no picture is shrunk, so all have letters of one size.
+    assert max(map(int, pictures)) <= 864
+    table = re.search(r"distance from the converged flow.*?</table>", page, re.S)[0]
+    rows = {name: float(x) for name, x in re.findall(r"<tr><td>([^<]*)</td><td>([\d.]+)</td>", table)}
+    nearest = re.search(r"Nearest to the converged digits is here at \d+ evaluations (.*?) \(", page + " (")[1]
+    assert nearest.startswith(min(rows, key=lambda name: rows[name]).partition("(")[0])
+    assert "standard errors" in page
+
+
 def test_bad_input_is_one_sentence_and_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(SystemExit) as ended:

@@ -70,7 +70,7 @@ def few_steps(folder: Path, denoiser: DenoiserLike, size: Sequence[int], few: Fe
     few_step_plots.side_by_side(grid, rows | {"converged flow": [plots.to_unit(exact)] * len(titles)}, titles)
     curves = _curves(denoiser, shape, exact, few, seed)
     few_step_plots.convergence(lines, {name: (it.evaluations, it.distances) for name, it in curves.items()})
-    return Section("Few steps", _TEXT, _table(curves, few), _pictures(grid, lines))
+    return Section("Few steps", [*_TEXT, _verdict(curves, few)], _table(curves, few), _pictures(grid, lines))
 
 
 def _curves(denoiser: DenoiserLike, shape: Sequence[int], exact: Tensor, few: Few, seed: int) -> dict[str, Curve]:
@@ -88,6 +88,17 @@ def _table(curves: Mapping[str, Curve], few: Few) -> Table:
     return Table(["distance from the converged flow", *(f"{few.measured[k]} evaluations" for k in places)], rows)
 
 
+def _verdict(curves: Mapping[str, Curve], few: Few) -> str:
+    """Which method is nearest at each number of evaluations that the table shows."""
+    told: list[str] = []
+    for k, n in enumerate(few.measured):
+        if n in few.shown:
+            at = {name: curve.distances[k] for name, curve in curves.items()}
+            near, following, *_ = sorted(at, key=lambda name: at[name])
+            told.append(f"at {n} evaluations {near} ({following} is {at[following] / at[near]:.1f} times as far)")
+    return f"Nearest to the converged digits is here {'; '.join(told)}."
+
+
 def _pictures(grid: Path, lines: Path) -> list[Picture]:
     return [
         Picture(grid, "Each column of digits began as the same noise in every row; nothing is selected."),
@@ -101,8 +112,8 @@ def _pictures(grid: Path, lines: Path) -> list[Picture]:
 
 _TEXT = [
     "What costs time is asking the network. A solver that knows which part of the equation is linear solves that part "
-    "exactly and asks the network only where its answer changes: an exponential integrator. It draws in ten "
-    "evaluations what general methods draw in many more. The steps count the last answer of the network, so 'steps' "
+    "exactly and asks the network only where its answer changes: an exponential integrator. The steps count the last "
+    "answer of the network, so 'steps' "
     "are evaluations for methods that ask once a step; Heun asks twice, and Exponential(3) twice in its first steps, "
     "so they take fewer steps here.",
     "The first rows solve the probability flow, whose samples depend on the first noise alone, so all of them "

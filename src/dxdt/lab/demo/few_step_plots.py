@@ -27,7 +27,7 @@ def side_by_side(path: Path, rows: Mapping[str, Sequence[Tensor]], titles: Seque
     """
     with mpl.rc_context(STYLE):
         count = -(-max(len(x) for sets in rows.values() for x in sets) // lines)
-        figure = new_figure(0.3 * count * len(titles) + 2.4, 0.4 * lines * len(rows) + 0.5)
+        figure = new_figure(0.3 * count * len(titles) + 3.0, 0.4 * lines * len(rows) + 0.5)
         axes = figure.subplots(len(rows), len(titles), squeeze=False)
         for line, (name, sets) in zip(axes, rows.items(), strict=True):
             for axis, images in zip(line, sets, strict=True):
@@ -37,7 +37,7 @@ def side_by_side(path: Path, rows: Mapping[str, Sequence[Tensor]], titles: Seque
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         for axis, title in zip(axes[0], titles, strict=True):
-            axis.set_title(title, fontsize=10, color=INK)
+            axis.set_title(title, color=INK)
         write_figure(figure, path)
 
 
@@ -57,7 +57,7 @@ def distances(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.minorticks_off()
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         write_figure(figure, path)
 
 
@@ -76,11 +76,11 @@ def convergence(path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[f
             end = top * (first / last) ** order
             axis.plot([first, last], [top, end], color=GREY, linewidth=0.9, linestyle=":")
             stop = last if end > low else first * (top / low) ** (1 / order)
-            axis.annotate(f"order {order}", (stop, max(end, low)), fontsize=8, color=GREY, xytext=(3, 0),
+            axis.annotate(f"order {order}", (stop, max(end, low)), color=GREY, xytext=(3, 0),
                           textcoords="offset points", va="bottom")  # fmt: skip
         axis.set(xscale="log", yscale="log", ylim=(low, None), xlabel="evaluations of the network", ylabel="distance")
         ticks = [n for n in (5, 10, 20, 40, 80, 160) if first <= n <= last]
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.minorticks_off()
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.05, 0.5))
+        axis.legend(loc="center left", bbox_to_anchor=(1.05, 0.5))
         write_figure(figure, path)

@@ -40,10 +40,10 @@ def samples(folder: Path, data: Images, drawn: Mapping[str, Tensor], course: Cou
     top = data.levels.count - 1
     grid, strip = folder / "samples.png", folder / "course.png"
     titles = {
-        "flow ODE": "samples: probability flow, Tsit5",
-        "reverse SDE": "samples: reverse SDE, Euler-Maruyama",
+        "flow ODE": "probability flow, Tsit5",
+        "reverse SDE": "reverse SDE, Euler-Maruyama",
     }
-    sets = {"real digits, never trained on": data.held_out[:100] / top}
+    sets = {"real digits, held out": data.held_out[:100] / top}
     plots.side_by_side(grid, sets | {titles[k]: x[:100] / top for k, x in drawn.items()})
     plots.course(strip, course.rows, course.times)
     return Section(
@@ -82,8 +82,9 @@ def quality(
 ) -> Section:
     """Tell the likelihood of held-out images, and what a classifier makes of the samples."""
     path = folder / "classes.png"
-    digits = {name: seen.histogram for name, seen in read.items() if "control" not in name}
-    plots.histogram(path, digits)
+    digits = {name: seen for name, seen in read.items() if "control" not in name}
+    shares, errors = ({k: getattr(v, part) for k, v in digits.items()} for part in ("histogram", "errors"))
+    plots.histogram(path, shares, errors)
     return Section(
         "How good are they?",
         [
@@ -101,8 +102,25 @@ def quality(
             ["images", "mean confidence"],
             [[name, f"{seen.confidence:.3f}"] for name, seen in read.items()],
         ),
-        [Picture(path, "Share of each digit, as the classifier reads them.")],
+        [
+            Picture(
+                path, f"Share of each digit, as the classifier reads them, with standard errors. {_farthest(digits)}"
+            )
+        ],
     )
+
+
+def _farthest(digits: Mapping[str, Recognition]) -> str:
+    """Which share of the samples lies farthest from that of the real digits, in standard errors."""
+    (_, real), *others = digits.items()
+    found: list[tuple[float, str]] = []
+    for name, seen in others:
+        for k, (p, q) in enumerate(zip(seen.histogram, real.histogram, strict=True)):
+            error = (seen.errors[k] ** 2 + real.errors[k] ** 2) ** 0.5
+            apart = abs(p - q) / error if error else 0.0
+            found.append((apart, f"{name} has {p:.3f} of digit {k}, real digits {q:.3f}, {apart:.1f} standard errors"))
+    apart, told = max(found)
+    return f"Farthest apart: {told}" + (": more than chance." if apart > 3 else ".")
 
 
 def new(folder: Path, data: Images, drawn: Tensor, found: Mapping[str, Novelty]) -> Section:

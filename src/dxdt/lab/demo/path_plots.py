@@ -39,9 +39,9 @@ def ensembles(path: Path, ts: Tensor, real: Tensor, model: Tensor, names: Sequen
             left.set_ylabel(names[k])
             low, high = _range(torch.cat((real[..., k], model[..., k])))
             left.set_ylim(low, high)
-        grid[0, 0].set_title("data, never seen", fontsize=11, color=INK)
-        grid[0, 1].set_title("neural SDE", fontsize=11, color=INK)
-        grid[0, 2].set_title(f"at {_clock(float(ts[-1]), unit)}", fontsize=11, color=INK)
+        grid[0, 0].set_title("data, never seen", color=INK)
+        grid[0, 1].set_title("neural SDE", color=INK)
+        grid[0, 2].set_title(f"at {_clock(float(ts[-1]), unit)}", color=INK)
         for axis in grid[-1, :2]:
             axis.set_xlabel(unit or "time")
         _legend(figure, grid[0, 0])
@@ -88,7 +88,7 @@ def _legend(figure: Any, axis: Axes) -> None:
     (middle,) = axis.plot([], [], color=GREY, linewidth=1.8)
     (dashes,) = axis.plot([], [], color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
     names = ["5, 25, 75, 95 %", "median", "quantiles of the data"]
-    figure.legend([band, middle, dashes], names, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend([band, middle, dashes], names, loc="outside lower center", ncols=3)
 
 
 def fields(path: Path, at: Tensor, known: Sequence[Tensor], found: Sequence[Tensor], weight: Tensor) -> None:
@@ -111,7 +111,7 @@ def fields(path: Path, at: Tensor, known: Sequence[Tensor], found: Sequence[Tens
             axis.plot(at, truth, color=ORANGE, linewidth=3.2, alpha=0.75, label="truth")
             axis.plot(at, model, color=BLUE, linewidth=1.8, label="learned")
             axis.set_xlabel("y")
-            axis.set_title(name, fontsize=11, color=INK)
+            axis.set_title(name, color=INK)
             axis.margins(x=0)
         axes[0].legend()
         write_figure(figure, path)

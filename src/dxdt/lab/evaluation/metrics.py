@@ -33,6 +33,11 @@ class Recognition:
     histogram: tuple[float, ...]
     labels: Tensor
 
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Standard error of each share, sqrt(p (1 - p) / n)."""
+        return tuple((p * (1 - p) / len(self.labels)) ** 0.5 for p in self.histogram)
+
 
 @final
 class Classifier:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
+from dxdt.lab.report.plots import DOTS, SCREEN
 from dxdt.lab.runs.files import write_atomic
 
 
@@ -23,6 +25,12 @@ class Picture:
     def source(self) -> str:
         """The picture as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode()
+
+    @property
+    def width(self) -> int:
+        """Pixels of a page that the picture takes, at which all pictures have letters of one size."""
+        with Image.open(self.path) as image:
+            return round(image.width * SCREEN / DOTS)
 
 
 @dataclass(frozen=True)

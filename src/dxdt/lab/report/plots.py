@@ -17,9 +17,17 @@ from torch import Tensor
 
 from dxdt.lab.data.datasets import Trajectory
 
+DOTS, SCREEN = 150, 96
+"""Pixels in an inch of a figure, and of a page."""
+
+WIDEST = 8.8
+"""Inches of a page: no figure is wider, so that none is shrunk with its letters."""
+
 INK, BLUE, ORANGE, GREY = "#22262b", "#2463a8", "#d9731a", "#8a929c"
 STYLE: dict[Any, Any] = {
     "font.size": 10,
+    "axes.titlesize": "medium",
+    "legend.fontsize": "medium",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -31,8 +39,10 @@ STYLE: dict[Any, Any] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    """Return an empty figure of this size in inches, or of its shape and the widest that a page holds."""
+    if width > WIDEST:
+        width, height = WIDEST, height * WIDEST / width
+    figure = Figure(figsize=(width, height), dpi=DOTS, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -56,7 +66,7 @@ def tile(images: Tensor, columns: int, *, pad: int = 1) -> np.ndarray:
 
 def _show(axis: Axes, picture: np.ndarray, title: str) -> None:
     axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axis.set_title(title, color=INK, fontsize=11)
+    axis.set_title(title, color=INK)
     axis.set_axis_off()
 
 
@@ -85,7 +95,7 @@ def course(path: Path, rows: Mapping[str, Sequence[Tensor]], times: Sequence[flo
                 axis.spines[:].set_visible(False)
             line[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         for axis, t in zip(axes[0], times, strict=True):
-            axis.set_title(f"t = {t:.2g}", fontsize=9, color=INK)
+            axis.set_title(f"t = {t:.2g}", color=INK)
         write_figure(figure, path)
 
 
@@ -104,19 +114,23 @@ def nearest(path: Path, samples: Tensor, neighbours: Tensor) -> None:
         write_figure(figure, path)
 
 
-def histogram(path: Path, shares: Mapping[str, Sequence[float]], *, label: str = "digit") -> None:
-    """Write the share of each class, one bar for every named set."""
+def histogram(
+    path: Path, shares: Mapping[str, Sequence[float]], errors: Mapping[str, Sequence[float]], *, label: str = "digit"
+) -> None:
+    """Write the share of each class with its standard error, one bar for every named set."""
     with mpl.rc_context(STYLE):
         figure = new_figure(6.4, 2.8)
         axis = figure.subplots()
         width = 0.8 / len(shares)
         for k, (name, values) in enumerate(shares.items()):
             at = np.arange(len(values)) + (k - (len(shares) - 1) / 2) * width
-            axis.bar(at, values, width, label=name, color=(GREY, BLUE, ORANGE)[k % 3])
+            bars = {"ecolor": INK, "capsize": 1.5, "error_kw": {"linewidth": 0.8}}
+            axis.bar(at, values, width, yerr=errors[name], label=name, color=(GREY, BLUE, ORANGE)[k % 3], **bars)
         axis.set_xticks(np.arange(len(next(iter(shares.values())))))
         axis.set_xlabel(label)
         axis.set_ylabel("share of images")
-        axis.set_ylim(0, 1.28 * max(max(v) for v in shares.values()))
+        top = max(v + e for name in shares for v, e in zip(shares[name], errors[name], strict=True))
+        axis.set_ylim(0, 1.28 * top)
         axis.legend(ncols=len(shares), loc="upper center")
         write_figure(figure, path)
 
@@ -141,9 +155,13 @@ def distances(path: Path, sets: Mapping[str, Tensor]) -> None:
 def losses(path: Path, series: Mapping[str, Sequence[dict[str, float]]]) -> None:
     """Write training losses against steps: every value pale, their running mean strong."""
     with mpl.rc_context(STYLE):
-        figure = new_figure(3.9 * len(series), 2.7)
-        axes = figure.subplots(1, len(series), squeeze=False)[0]
-        for axis, (name, rows) in zip(axes, series.items(), strict=True):
+        columns = min(3, len(series))
+        lines = -(-len(series) // columns)
+        figure = new_figure(2.9 * columns if lines > 1 else 3.9 * columns, 2.4 * lines)
+        axes = figure.subplots(lines, columns, squeeze=False).ravel()
+        for axis in axes[len(series) :]:
+            axis.set_axis_off()
+        for axis, (name, rows) in zip(axes, series.items(), strict=False):
             steps = np.array([row["step"] for row in rows])
             values = np.array([row["loss"] for row in rows])
             axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
@@ -152,7 +170,7 @@ def losses(path: Path, series: Mapping[str, Sequence[dict[str, float]]]) -> None
             mean = np.exp(np.convolve(np.log(values), kernel, "same") / weight)
             axis.plot(steps, mean, color=BLUE)
             axis.set_yscale("log")
-            axis.set_title(name, fontsize=11, color=INK)
+            axis.set_title(name, color=INK)
             axis.set_xlabel("step")
         axes[0].set_ylabel("loss")
         write_figure(figure, path)
@@ -179,7 +197,7 @@ def trajectory(path: Path, data: Trajectory, ts: Tensor, ys: Tensor) -> None:
             axis.set_ylabel(data.names[k])
             axis.margins(x=0.01)
         axes[-1].set_xlabel("time")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
         write_figure(figure, path)
 
 
