@@ -124,7 +124,7 @@ def histogram(
         width = 0.8 / len(shares)
         for k, (name, values) in enumerate(shares.items()):
             at = np.arange(len(values)) + (k - (len(shares) - 1) / 2) * width
-            bars = {"ecolor": INK, "capsize": 1.5, "error_kw": {"linewidth": 0.8}}
+            bars: dict[str, Any] = {"ecolor": INK, "capsize": 1.5, "error_kw": {"linewidth": 0.8}}
             axis.bar(at, values, width, yerr=errors[name], label=name, color=(GREY, BLUE, ORANGE)[k % 3], **bars)
         axis.set_xticks(np.arange(len(next(iter(shares.values())))))
         axis.set_xlabel(label)
