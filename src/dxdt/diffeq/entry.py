@@ -144,7 +144,7 @@ def solve(
         check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)
     recorder = _recorder(save, interval, layout)
-    y = layout.pack(y0)
+    y = layout.pack(y0).resolve_neg()
     check_values(y, max_steps, equation)
     solver.check(equation)
     controller = check_noise(equation, solver, driver, controller, dt_row)

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-__all__ = ["descend", "named", "parameters"]
+__all__ = ["descend", "has_global_hooks", "named", "parameters"]
+
+
+def has_global_hooks() -> bool:
+    """Whether something runs whenever any module is called."""
+    return nn.modules.module._has_any_global_hook()
 
 
 def descend(root: nn.Module) -> list[nn.Module]:

@@ -110,6 +110,7 @@ class Native:
             IndexError: an index lies outside its table.
         """
         numbers = [(i, ctypes.c_int64(given[i])) for i in self._numbers]
+        given = tuple([_written_out(x) if isinstance(x, Tensor) and x.is_neg() else x for x in given])
         pointers = [x.data_ptr() if isinstance(x, Tensor) else 0 for x in given]
         for i, number in numbers:
             pointers[i] = ctypes.addressof(number)
@@ -132,6 +133,11 @@ class Native:
         if self._run(self._pointers(*pointers), self._places(*places), ctypes.c_void_p(room.data_ptr())):
             raise IndexError("an index that the field computes lies outside its table")
         return tuple(made)
+
+
+def _written_out(x: Tensor) -> Tensor:
+    """A tensor whose memory holds its values, where it is marked as their negative, with the strides it has."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x)
 
 
 class _Group(NamedTuple):

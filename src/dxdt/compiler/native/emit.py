@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, NamedTuple
 
 from dxdt.compiler.native.buffers import Buffer, View, Work, contiguous
@@ -15,6 +16,8 @@ __all__ = ["Writer"]
 
 # Bytes of an array that lies in the function's frame; larger ones share one piece of memory.
 _LOCAL = 1024
+# Float sums of more terms are formed in double.
+_LONG_SUM = 256
 
 
 def _split(shape: Sequence[int], strides: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
@@ -208,21 +211,26 @@ class Writer:
             f"i{i} * {s}" for (i, n), s in zip(dims, contiguous([n for _, n in dims]), strict=True) if n != 1
         )
         place = _address(view, view.strides, view.shape) if read is None else read
-        columns = not scalar and view.shape and (len(view.shape) - 1) not in over and view.strides[-1] == 1
+        # Many small numbers are lost beside their sum in float.
+        wide = out.type == "float" and work.detail["name"] == "sum" and prod(n for _, n in inner) > _LONG_SUM
+        kind, sum_of = ("double", f"{out.name}_") if wide else (out.type, name)
+        columns = not wide and not scalar and view.shape and (len(view.shape) - 1) not in over and view.strides[-1] == 1
         if columns:
             # The last axis stays: whole rows are added, so that the loop inside runs over dense memory.
             self._nest(dims, f"{out.name}[{out_at or 0}] = {start};")
             self._nest([*inner, *dims], f"{step(f'{out.name}[{out_at or 0}]', place)}", simd=True)
             return
-        self.line("{" if not scalar else f"{out.type} {name} = {start};")
+        self.line("{" if not scalar else f"{kind} {sum_of} = {start};")
         if not scalar:
             self.depth += 1
         for i, n in [] if scalar else dims:
             self.line(f"for (long i{i} = 0; i{i} < {n}; i{i}++) {{")
         if not scalar:
-            self.line(f"{out.type} {name} = {start};")
-        sums = f"+:{name}" if work.detail["name"] == "sum" else ""
-        self._nest(inner if not scalar else [*dims, *inner], step(name, place), reduce=sums)
+            self.line(f"{kind} {sum_of} = {start};")
+        sums = f"+:{sum_of}" if work.detail["name"] == "sum" else ""
+        self._nest(inner if not scalar else [*dims, *inner], step(sum_of, place), reduce=sums)
+        if wide and scalar:
+            self.line(f"{out.type} {name} = {sum_of};")
         if not scalar:
             self.line(f"{out.name}[{out_at or 0}] = {name};")
             for _ in dims:

@@ -37,7 +37,7 @@ POINTS: dict[Any, Callable[..., str]] = {
     aten.minimum: _call("min"),
     aten.clamp_min: _call("clamp_min"),
     aten.clamp_max: _call("clamp_max"),
-    aten.relu: lambda t, x: f"f_clamp_min({x}, ({t})0)",
+    aten.relu: lambda t, x: f"f_relu({x})",
     aten.sigmoid: lambda t, x: f"(({t})1 / (({t})1 + f_exp(-{x})))",
     aten.rsqrt: lambda t, x: f"(({t})1 / f_sqrt({x}))",
     aten.clone: lambda t, x: x,

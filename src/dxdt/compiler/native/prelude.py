@@ -60,8 +60,10 @@ IN int64_t f_abs(int64_t x) { return x < 0 ? -x : x; }
 // A value that is not a number stays one.
 template <class T> IN T f_max(T a, T b) { return (a > b || a != a) ? a : b; }
 template <class T> IN T f_min(T a, T b) { return (a < b || a != a) ? a : b; }
-template <class T> IN T f_clamp_min(T x, T low) { return x < low ? low : x; }
-template <class T> IN T f_clamp_max(T x, T high) { return x > high ? high : x; }
+template <class T> IN T f_relu(T x) { return x < (T)0 ? (T)0 : x; }
+// A bound that is no number gives none.
+template <class T> IN T f_clamp_min(T x, T low) { return (x >= low) | (x != x) ? x : low; }
+template <class T> IN T f_clamp_max(T x, T high) { return (x <= high) | (x != x) ? x : high; }
 
 // As torch rounds quotients: from what the division leaves, which has the sign of the divisor.
 template <class T> IN T f_remainder(T a, T b) {

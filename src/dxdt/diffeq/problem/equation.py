@@ -25,6 +25,7 @@ from dxdt.diffeq.problem.affine import SemiLinear
 from dxdt.diffeq.problem.differentiating import graphed, wants_graph
 from dxdt.diffeq.problem.dtype_mismatch import explained
 from dxdt.diffeq.problem.noise import Diagonal, Noise
+from dxdt.diffeq.problem.reused_storage import ReusedStorage
 from dxdt.ops.modules import parameters
 from dxdt.ops.reach import Reach
 from dxdt.ops.times import START, Ticks, moments
@@ -207,6 +208,7 @@ class Meter:
         diffused: likewise for the diffusion.
         plain: whether state and slope are one tensor each, in the dtype of the rows.
         inside: whether the fields differentiate by themselves, which takes a graph also where none is kept.
+        storage, diffused_storage: whether drift and diffusion answer with storage that they write to again.
     """
 
     evaluations: int = 0
@@ -214,6 +216,8 @@ class Meter:
     diffused: bool = False
     plain: bool = False
     inside: bool = False
+    storage: ReusedStorage = field(default_factory=ReusedStorage)
+    diffused_storage: ReusedStorage = field(default_factory=ReusedStorage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,7 +377,10 @@ class Rows:
                 # The field marks what it is shown, to differentiate inside: from now on that is no state of the solve.
                 y.requires_grad_(False)
                 meter.inside = True
-            meter.plain = layout.single and layout.bare and type(self.equation) is ODE and not meter.inside
+        value = meter.storage.owned(value)
+        if not meter.plain and not meter.storage.open:
+            plain = layout.single and layout.bare and type(self.equation) is ODE
+            meter.plain = plain and not (meter.inside or meter.storage.found)
         return layout.pack(value)
 
     def diffusion(self, t: Tensor, y: Tensor) -> Tensor:
@@ -383,6 +390,7 @@ class Rows:
         if meter is not None and not meter.diffused:
             equation.noise.check(value, layout)
             meter.diffused = True
+        value = value if meter is None else meter.diffused_storage.owned(value)
         rows = equation.noise.rows(value, layout)
         if self.muted is None:
             return rows

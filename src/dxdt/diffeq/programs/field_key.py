@@ -11,7 +11,8 @@ from torch import nn
 from dxdt.compiler.explain import CannotCompile
 from dxdt.diffeq.loop.plan import Plan
 from dxdt.diffeq.programs.signature import fields_of
-from dxdt.ops.modules import descend
+from dxdt.ops.ambient import Ambient
+from dxdt.ops.modules import descend, has_global_hooks
 from dxdt.ops.reach import filled
 
 __all__ = ["identified", "identity"]
@@ -28,7 +29,7 @@ def identity(f: Any, depth: int = 4) -> Any:
     if isinstance(f, nn.Module):
         modules = descend(f)
         tensors = [p for m in modules for kept in (m._parameters, m._buffers) for p in kept.values() if p is not None]
-        kinds = tuple([(type(m), m.training) for m in modules])
+        kinds = tuple([(type(m), m.training, *_called(m)) for m in modules])
         return kinds, tuple([(p.shape, p.dtype, p.device) for p in tensors])
     if isinstance(f, partial):
         given = (*f.args, *f.keywords.values())
@@ -45,6 +46,12 @@ def identity(f: Any, depth: int = 4) -> Any:
         return code, _known((owner,), depth)
     named = [x for x in map(f.__globals__.get, code.co_names) if isinstance(x, nn.Module)]
     return code, _known((owner, *_held(f), *named), depth)
+
+
+def _called(module: nn.Module) -> tuple[Any, ...]:
+    """What runs when a module is called: its class's forward, which may be patched, or its own, and its hooks."""
+    own, hooks = module.__dict__.get("forward"), (module._forward_pre_hooks, module._forward_hooks)
+    return type(module).forward, own, *(tuple(h.values()) for h in hooks if h)
 
 
 def _held(f: Any) -> Iterator[Any]:
@@ -64,8 +71,17 @@ def _known(values: Iterable[Any], depth: int) -> tuple[Any, ...]:
 
 
 def identified(plan: Plan) -> Any:
-    """The identity of the fields of a solve, formed once."""
-    memo = plan.equation.outlook.memo
+    """The identity of the fields of a solve and torch's state around it, formed once.
+
+    Raises:
+        CannotCompile: hooks that run for every module.
+    """
+    equation = plan.equation
+    memo = equation.outlook.memo
     if "identity" not in memo:
-        memo["identity"] = identity(fields_of(plan.equation.equation))
+        if has_global_hooks():
+            raise CannotCompile(
+                "there are hooks for all modules (torch.nn.modules.module), which no program can notice"
+            )
+        memo["identity"] = identity(fields_of(equation.equation)), Ambient.now(equation.layout.device.type)
     return memo["identity"]
