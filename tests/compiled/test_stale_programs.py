@@ -89,9 +89,9 @@ def test_bounds_that_are_no_numbers(f):
     ("shape", "reduce"),
     [
         ((300_000,), lambda y: y.mean()),
-        ((3, 100_000), lambda y: y.mean(-1, keepdim=True)),
+        pytest.param((3, 100_000), lambda y: y.mean(-1, keepdim=True), marks=pytest.mark.slow),
         ((100_000, 3), lambda y: y.mean(0)),
-        ((2000, 2), lambda y: y.sum(0) / 2000),
+        pytest.param((2000, 2), lambda y: y.sum(0) / 2000, marks=pytest.mark.slow),
     ],
     ids=str,
 )

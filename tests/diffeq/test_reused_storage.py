@@ -111,11 +111,6 @@ def test_states_that_are_marked_as_negative_or_conjugate(compile):
         assert y0.is_neg()
         y1 = dxdt.solve(ODE(lambda t, y: -y), y0, (0.0, 1.0), compile=compile, controller=PID(1e-9, 1e-9)).y1
         torch.testing.assert_close(y1, -z.imag * torch.tensor(-1.0, dtype=D).exp(), rtol=1e-7, atol=0)
-    rate = z.conj().imag
-    y1 = dxdt.solve(
-        ODE(lambda t, y, k: k + 0 * y), torch.zeros(2, dtype=D), (0.0, 1.0), args=(rate,), compile=compile
-    ).y1
-    torch.testing.assert_close(y1, rate.resolve_neg())
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -131,3 +126,12 @@ def test_no_warning_where_answers_are_new():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dxdt.solve(ODE(turned), torch.ones(2), (0.0, 1.0))
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:compile=True runs eager")
+def test_arguments_that_are_marked_as_negative(compile):
+    rate = torch.tensor([0.3 - 1.2j, 2.0 + 0.7j], dtype=torch.complex128).conj().imag
+    field = ODE(lambda t, y, k: k + 0 * y)
+    y1 = dxdt.solve(field, torch.zeros(2, dtype=D), (0.0, 1.0), args=(rate,), compile=compile).y1
+    torch.testing.assert_close(y1, rate.resolve_neg())

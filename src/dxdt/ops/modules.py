@@ -11,7 +11,7 @@ __all__ = ["descend", "has_global_hooks", "named", "parameters"]
 
 def has_global_hooks() -> bool:
     """Whether something runs whenever any module is called."""
-    return nn.modules.module._has_any_global_hook()
+    return bool(nn.modules.module._has_any_global_hook())
 
 
 def descend(root: nn.Module) -> list[nn.Module]:
