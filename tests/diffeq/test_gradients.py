@@ -110,7 +110,7 @@ def test_gradients_with_rejected_steps_are_those_of_the_accepted_ones(rule):
         params=net.parameters(),
     )
     assert adaptive.stats.rejected > 3
-    fixed = dxdt.solve(dxdt.ODE(stiff), y0, adaptive.ts, gradient=Direct())
+    fixed = dxdt.solve(dxdt.ODE(stiff), y0, adaptive.ts, controller=dxdt.Grid(adaptive.ts), gradient=Direct())
     assert (adaptive.y1 - fixed.y1).abs().max() < 1e-12
     wanted = [y0, *net.parameters()]
     a, b = (torch.autograd.grad((s.y1**2).sum(), wanted) for s in (adaptive, fixed))
@@ -140,9 +140,10 @@ def test_gradcheck(solver, rule, per_sample):
         return dxdt.solve(
             dxdt.ODE(net),
             y0,
-            [t0, *fixed, t1],
+            (t0, t1),
             args=(force,),
             solver=solver,
+            controller=dxdt.Grid(torch.stack([t0.detach(), *fixed, t1.detach()])),
             save=dxdt.Save(times=times, end=True),
             gradient=rule,
             per_sample=per_sample,
@@ -173,8 +174,9 @@ def test_double_backward(rule):
     y0 = y0[:1].detach().requires_grad_()
 
     def run(y0, force, t0, t1):
-        t = [t0, 0.7, t1]
-        return dxdt.solve(dxdt.ODE(net), y0, t, args=(force,), solver=dxdt.Bosh3(), gradient=rule).y1
+        steps = dxdt.Grid([t0.item(), 0.7, t1.item()])
+        options = {"solver": dxdt.Bosh3(), "controller": steps, "gradient": rule}
+        return dxdt.solve(dxdt.ODE(net), y0, (t0, t1), args=(force,), **options).y1
 
     assert torch.autograd.gradgradcheck(run, (y0, force, t0, t1), atol=1e-7)
 

@@ -144,3 +144,23 @@ def test_a_model_solves_with_the_tolerances_of_solve():
     assert torch.equal(NeuralODE(oscillator)(y0, (0.0, 5.0)), dxdt.solve(dxdt.ODE(oscillator), y0, (0.0, 5.0)).y1)
     with pytest.raises(ValueError, match="Euler has no error estimate"):
         NeuralODE(oscillator, solver=dxdt.Euler())
+
+
+@pytest.mark.parametrize("kind", ["tensor", "list"])
+def test_times_in_a_list_have_gradients(kind):
+    """The state at time k moves with time k by f, and with the first by -f carried along."""
+    times = torch.linspace(0, 1, 5, dtype=torch.float64, requires_grad=True)
+    given = times if kind == "tensor" else [times[0], 0.25, 0.5, 0.75, times[-1]]
+    y0 = torch.ones(1, dtype=torch.float64)
+    ys = dxdt.solve(dxdt.ODE(lambda t, y: -y), y0, given, rtol=1e-10, atol=1e-10).ys
+    (slope,) = torch.autograd.grad(ys[-1].sum(), times)
+    right = torch.tensor([1.0, 0.0, 0.0, 0.0, -1.0], dtype=torch.float64) * torch.tensor(-1.0).double().exp()
+    assert torch.allclose(slope, right, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.*its steps too.*:DeprecationWarning")
+def test_the_old_reading_takes_times_that_require_a_gradient():
+    t0 = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    y1 = dxdt.solve(dxdt.ODE(lambda t, y: -y), torch.ones(1).double(), [t0, 0.5, 1.0], solver=dxdt.RK4()).y1
+    (slope,) = torch.autograd.grad(y1.sum(), t0)
+    assert abs(float(slope) - float(y1)) < 1e-2

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dxdt.diffeq.control.controller import Constant, Controller, Grid
@@ -72,13 +73,13 @@ def span_and_save(
     _check_order(t)
     free = controller is None and dt is None and not tolerances
     if save is None:
-        save = Save(times=t)
+        save = Save(times=_together(t))
         if free and (solver.facts.error_order is None or solver.facts.known_grid):
             _old_reading(f"{type(solver).__name__} does not choose its steps", count)
-            controller = Grid(t)
+            controller = Grid(_on_host(t))
     elif count > 2 and free:
         _old_reading("save= says what is kept", count)
-        controller = Grid(t)
+        controller = Grid(_on_host(t))
     elif count > 2 and not isinstance(controller, Grid):
         raise ValueError(
             f"t lists {count} times to save at and save= says what is kept: give the span as t=(t0, t1), "
@@ -87,13 +88,29 @@ def span_and_save(
     return span, save, controller
 
 
+def _together(times: Any) -> Any:
+    """A list of times that has tensors in it as one tensor, which keeps their graph."""
+    if isinstance(times, (Tensor, np.ndarray)) or not any(isinstance(x, Tensor) for x in times):
+        return times
+    rows = [torch.as_tensor(x).to(torch.float64) for x in times]
+    return torch.stack(torch.broadcast_tensors(*rows))
+
+
+def _on_host(times: Any) -> np.ndarray:
+    """Times in a list, tensors among them, as an array."""
+    if isinstance(times, Tensor):
+        return to_host(times)
+    rows = [to_host(x) if isinstance(x, Tensor) else np.asarray(x, np.float64) for x in times]
+    return np.stack(np.broadcast_arrays(*rows)).astype(np.float64)
+
+
 def _check_order(times: Any) -> None:
     """Refuse times that turn round, where they can be read."""
     if isinstance(times, Tensor) and not has_values(times):
         return
     try:
-        host = np.asarray(to_host(times) if isinstance(times, Tensor) else [*times], np.float64)
-    except (TypeError, ValueError):
+        host = _on_host(times)
+    except (TypeError, ValueError, RuntimeError):
         return  # what is wrong with such times is said where they are read one by one
     steps, way = np.diff(host, axis=0), np.sign(host[-1] - host[0])
     if ((steps * way < 0) | (steps != 0) & (way == 0)).any():
