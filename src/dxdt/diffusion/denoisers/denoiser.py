@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dxdt.diffusion.denoisers.noise_label import Clock, log_snr
-from dxdt.diffusion.denoisers.parameterisation import Noise, Parameterisation
+from dxdt.diffusion.denoisers.defined import check_answer, check_scales, default_clock, default_parameterisation
+from dxdt.diffusion.denoisers.noise_label import Clock
+from dxdt.diffusion.denoisers.parameterisation import Parameterisation
 from dxdt.diffusion.denoisers.posterior import Place, Posterior, Sight
 from dxdt.diffusion.denoisers.preconditioning import Preconditioning
 from dxdt.diffusion.processes.process import Moments, Process, along, check_mean
@@ -88,11 +89,13 @@ class Denoiser(nn.Module):
         net: called as net(x_t, clock) or, with a mean, net(x_t, clock, mu), followed by what else it
             is told as keywords; any module or function whose result has the shape of x_t.
         process: the diffusion it was, or will be, trained on.
-        parameterisation: what the network answers; noise by default.
-        clock: what it is told about the time; the half log signal-to-noise ratio by default.
+        parameterisation: what the network answers; noise by default, velocity where no data are left at t1 (flows).
+        clock: what it is told about the time; by default the half log signal-to-noise ratio, or t where that is
+            not finite on the whole span (flows).
 
     Raises:
-        ValueError: the network's answer has another shape than x_t, or `mu` does not match it.
+        ValueError: the answer is not defined at t1, the network's answer has another shape than x_t, or `mu` does not
+            match it.
     """
 
     def __init__(
@@ -100,13 +103,14 @@ class Denoiser(nn.Module):
         net: Callable[..., Tensor],
         process: Process,
         parameterisation: Parameterisation | None = None,
-        clock: Clock = log_snr,
+        clock: Clock | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.process = process
-        self.parameterisation = Noise() if parameterisation is None else parameterisation
-        self.clock = clock
+        self.parameterisation = default_parameterisation(process) if parameterisation is None else parameterisation
+        self.clock = default_clock(process) if clock is None else clock
+        check_answer(process, self.parameterisation)
 
     @property
     def foresight(self) -> tuple[Any, ...]:
@@ -168,6 +172,8 @@ class Preconditioned(nn.Module):
         self.net = net
         self.process = process
         self.preconditioning = preconditioning
+        end = torch.tensor([process.t1], dtype=torch.float64)
+        check_scales(process, type(preconditioning).__name__, preconditioning.told((-process.lam(end)).exp()))
 
     def _scales(self, t: Tensor) -> tuple[Tensor, ...]:
         """The weights of xi and F, and what the network is told."""

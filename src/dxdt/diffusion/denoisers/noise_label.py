@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dxdt.diffusion.processes.process import Process
 
-__all__ = ["Clock", "Index", "LogScale", "log_snr", "noise_to_signal"]
+__all__ = ["Clock", "Index", "LogScale", "diffusion_time", "log_snr", "noise_to_signal"]
 
 
 class Clock(Protocol):
@@ -24,6 +24,11 @@ class Clock(Protocol):
 def log_snr(process: Process, t: Tensor) -> Tensor:
     """Tell the network lam = log(a / c), which resolves early times on their own scale."""
     return process.lam(t)
+
+
+def diffusion_time(process: Process, t: Tensor) -> Tensor:
+    """Tell the network t itself, which is finite where nothing is left of the data or of the noise."""
+    return t
 
 
 def noise_to_signal(process: Process, t: Tensor) -> Tensor:
