@@ -177,7 +177,7 @@ def test_double_backward_is_refused_with_a_remedy():
     [
         (dict(save=dxdt.Save(dense=True)), "dense output.*Checkpointed"),
         (dict(event=dxdt.Event(lambda t, y: y.sum())), "events.*Checkpointed"),
-        (dict(t=(0.0, 0.2, 1.0)), "no steps for its backward solve.*controller"),
+        (dict(controller=dxdt.Grid([0.0, 0.2, 1.0])), "no steps for its backward solve.*controller"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options, message):

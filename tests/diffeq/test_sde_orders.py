@@ -19,6 +19,7 @@ from dxdt.diffeq import Solver
 from dxdt.diffeq.problem.equation import Rows
 from dxdt.ops.tree import Layout
 from dxdt.paths import Increment
+from grids import solve_on_grid
 from oracles import LINEAR
 
 STOCHASTIC = tuple(s for s in SOLVERS if s.facts.noise is not None and not s.facts.semilinear) + (dxdt.Milstein(True),)
@@ -106,7 +107,7 @@ Y0 = torch.tensor([0.6, -0.3], dtype=torch.float64)
 
 def end(equation: Any, solver: Solver, steps: int, size: int) -> Tensor:
     with torch.no_grad():
-        return dxdt.solve(
+        return solve_on_grid(
             equation,
             Y0.expand(PATHS, 2),
             torch.linspace(0, 1, steps + 1, dtype=torch.float64),

@@ -112,8 +112,7 @@ def solve(
         refuse_unknown("solve", unknown, options_of(solve), ELSEWHERE)
     args = args if isinstance(args, tuple) else (args,)
     if solver is None:
-        free = controller is None and (dt is None or rtol is not None or atol is not None)
-        solver = chosen_solver(equation, driver, free or (isinstance(controller, Controller) and controller.adaptive))
+        solver = chosen_solver(equation, driver, controller, dt, rtol is not None or atol is not None)
     expect(solver, Solver, "solver", "dxdt.Tsit5()")
     t, save, controller = span_and_save(t, save, solver, controller, dt, rtol is not None or atol is not None)
     wanted = is_compiling() if compile is None else compile

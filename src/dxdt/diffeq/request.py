@@ -130,7 +130,7 @@ _STOCHASTIC: tuple[Solver, ...] = (ShARK(), SRIW1(), SPaRK(), EulerMaruyama(), S
 """Methods for equations with noise, the most accurate first."""
 
 
-def chosen_solver(equation: Any, driver: Any, adaptive: bool) -> Solver:
+def chosen_solver(equation: Any, driver: Any, controller: Any, dt: Any, tolerances: bool) -> Solver:
     """The method of a solve that names none: `Tsit5`, or with noise the first that suits calculus, noise and driver.
 
     With space-time Levy areas these are `ShARK` (additive noise), `SRIW1` (Ito, diagonal or scalar noise) and `SPaRK`
@@ -142,6 +142,8 @@ def chosen_solver(equation: Any, driver: Any, adaptive: bool) -> Solver:
     if not isinstance(equation, StochasticEquation):
         return Tsit5()
     noise, levy = equation.noise, getattr(driver, "levy", None)
+    free = controller is None and (dt is None or tolerances)
+    adaptive = free or (isinstance(controller, Controller) and controller.adaptive)
     for solver in _STOCHASTIC:
         claims = solver.facts.noise
         assert claims is not None

@@ -3,7 +3,7 @@
 from dxdt.diffusion.chains import DenoisingMCMC, ProductSpace, dlg, dlg_exact, restart, walk_jump
 from dxdt.diffusion.denoisers.covariance import covariance_product, posterior_covariance
 from dxdt.diffusion.denoisers.denoiser import Cast, Conditioned, Denoiser, DenoiserLike, Preconditioned
-from dxdt.diffusion.denoisers.noise_label import Clock, Index, LogScale, log_snr, noise_to_signal
+from dxdt.diffusion.denoisers.noise_label import Clock, Index, LogScale, diffusion_time, log_snr, noise_to_signal
 from dxdt.diffusion.denoisers.oracle import GaussianOracle, JointOracle, MixtureOracle, gaussian_oracle
 from dxdt.diffusion.denoisers.parameterisation import (
     AngularVelocity,
@@ -216,6 +216,7 @@ __all__ = [
     "interpolate",
     "linear_betas",
     "log_likelihood",
+    "diffusion_time",
     "log_snr",
     "low_discrepancy",
     "maximum_likelihood",

@@ -27,7 +27,11 @@ _TYPES: dict[str, type] = {
     if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, Enum))
 }
 _MOST = 1 << 32
-_FUNCTIONS = {"log_snr": diffusion.log_snr, "noise_to_signal": diffusion.noise_to_signal}
+_FUNCTIONS = {
+    "diffusion_time": diffusion.diffusion_time,
+    "log_snr": diffusion.log_snr,
+    "noise_to_signal": diffusion.noise_to_signal,
+}
 
 
 def describe(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dxdt.diffusion import Clock, Denoiser, Index, Parameterisation, Preconditioned, Process, log_snr
+from dxdt.diffusion import Clock, Denoiser, Index, Parameterisation, Preconditioned, Process
 from dxdt.interop.diffusers_schedule import Training, training_of
 
 __all__ = ["Answering", "assemble", "scheduler_config", "wrap"]
@@ -146,7 +146,6 @@ def assemble(
         parameterisation = training.parameterisation if parameterisation is None else parameterisation
         clock = training.clock if clock is None else clock
     assert process is not None
-    clock = log_snr if clock is None else clock
     if isinstance(net, Answering) and net.whole and isinstance(clock, Index):
         clock = dataclasses.replace(clock, whole=True)
     return Denoiser(net, process, parameterisation, clock)

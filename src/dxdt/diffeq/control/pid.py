@@ -113,7 +113,10 @@ class PID(Controller):
         high = clock.where(accept, self.factor_max, self.safety)
         proposal = dt * clock.minimum(clock.maximum(factor, low), high)
         step, below = self._limit(span, proposal)
-        tiny = ~accept & (abs(step) <= 4e-16 * abs(t))
+        length = abs(span.t1 - span.t0)
+        # Where t is zero its resolution has no end: there a part of the span stands in for it, if it has an end.
+        least = clock.maximum(4e-16 * abs(t), clock.where(clock.isfinite(length), 1e-30 * length, 0.0))
+        tiny = ~accept & (abs(step) <= least)
         failed = ~accept & (below if not self.force_dtmin else ~finite & (abs(dt) <= abs(step))) | tiny
         history = (clock.where(accept, error, e1), clock.where(accept, e1, e2), k)
         return Decision(accept, step, history, failed)

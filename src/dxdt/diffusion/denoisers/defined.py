@@ -48,8 +48,8 @@ def check_answer(process: Process, parameterisation: Parameterisation) -> None:
     if isinstance(parameterisation, Noise | Score | Debiased) and not _keeps_data(process):
         raise ValueError(
             f"Denoiser: a network that answers {type(parameterisation).__name__}() says nothing about the data at "
-            f"t = {process.t1:g} of {process!r}, where none of it is left in x_t; use Velocity() or Data(), or a process "
-            f"that ends before."
+            f"t = {process.t1:g} of {process!r}, where none of it is left in x_t; use Velocity() or Data(), or a "
+            f"process that ends before."
         )
 
 
@@ -57,6 +57,6 @@ def check_scales(process: Process, name: str, told: Tensor) -> None:
     """Refuse a preconditioning whose network would be told a number that is not finite at the end of a process."""
     if not bool(torch.isfinite(told).all()):
         raise ValueError(
-            f"Preconditioned: {name} tells the network {float(told[-1]):g} at t = {process.t1:g} of {process!r}, where none "
-            f"of the data is left in x_t; use Denoiser(net, process, Velocity()), or a process that ends before."
+            f"Preconditioned: {name} tells the network {float(told[-1]):g} at t = {process.t1:g} of {process!r}, where "
+            f"none of the data is left in x_t; use Denoiser(net, process, Velocity()), or a process that ends before."
         )
