@@ -1,4 +1,4 @@
-"""Every process with every answer of a small network, sampled by every kind of solver: finite, and seen in one shape."""
+"""Every process with every answer of a small network, sampled by every kind of solver: finite samples."""
 
 import math
 
