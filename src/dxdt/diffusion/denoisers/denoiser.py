@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dxdt.diffusion.denoisers.defined import check_answer, check_scales, default_clock, default_parameterisation
+from dxdt.diffusion.denoisers.network import ask
 from dxdt.diffusion.denoisers.noise_label import Clock
 from dxdt.diffusion.denoisers.parameterisation import Parameterisation
 from dxdt.diffusion.denoisers.posterior import Place, Posterior, Sight
@@ -39,11 +40,11 @@ class DenoiserLike(Protocol):
 
 
 def _ask(
-    net: Callable[..., Tensor], x: Tensor, told: Tensor, mu: Tensor | None, condition: dict[str, Any], name: str
+    net: Callable[..., Any], x: Tensor, told: Tensor, mu: Tensor | None, condition: dict[str, Any], name: str
 ) -> Tensor:
-    """Return the network's answer, of x's shape and dtype."""
+    """Return the network's answer, of x's shape and dtype; it is told one time for each row."""
     told = _on(told, x)
-    output = net(x, told, **condition) if mu is None else net(x, told, mu, **condition)
+    output = ask(net, x, told if told.ndim else told.expand(x.shape[:1]), mu, condition, name)
     if output.shape != x.shape:
         raise ValueError(
             f"{name}: the network answered with shape {tuple(output.shape)} to x_t of shape "
@@ -87,7 +88,8 @@ class Denoiser(nn.Module):
 
     Args:
         net: called as net(x_t, clock) or, with a mean, net(x_t, clock, mu), followed by what else it
-            is told as keywords; any module or function whose result has the shape of x_t.
+            is told as keywords; any module or function whose result has the shape of x_t, in a tuple or as `sample` of
+            an object too. Times have one entry for each row; weights of another dtype are asked in theirs.
         process: the diffusion it was, or will be, trained on.
         parameterisation: what the network answers; noise by default, velocity where no data are left at t1 (flows).
         clock: what it is told about the time; by default the half log signal-to-noise ratio, or t where that is

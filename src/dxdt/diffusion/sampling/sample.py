@@ -24,7 +24,8 @@ from dxdt.diffeq.methods.exponential.integrator import Exponential
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.solution import Solution
-from dxdt.diffusion.denoisers.denoiser import DenoiserLike
+from dxdt.diffusion.denoisers.denoiser import Conditioned, DenoiserLike
+from dxdt.diffusion.denoisers.network import home_of
 from dxdt.diffusion.processes.process import Process
 from dxdt.diffusion.sampling.checks import ELSEWHERE, check_denoiser, check_rules, check_shape, check_steps, usual_tau
 from dxdt.diffusion.sampling.grid import Angle, Given, Time, TimeGrid
@@ -33,6 +34,7 @@ from dxdt.diffusion.sampling.reverse import ReverseSDE, reverse
 from dxdt.ops.opaque import opaque
 from dxdt.ops.options import options_of, refuse_unknown
 from dxdt.ops.random import normals
+from dxdt.ops.tree import leaves
 from dxdt.paths.driver import Onward
 from dxdt.paths.increments import Increments
 
@@ -183,7 +185,8 @@ def draw(
     denoise: bool = True,
     temperature: float = 1.0,
     trajectory: bool = False,
-    dtype: torch.dtype = torch.float32,
+    condition: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     **options: Any,
 ) -> Samples:
@@ -198,7 +201,8 @@ def draw(
         temperature: factor of the prior's standard deviation; below one, samples are more typical and less
             diverse.
         trajectory: keep x at every step.
-        dtype, device: of the samples.
+        condition: what else the network is told, by name, such as {"labels": y}; tensors have one row for each sample.
+        dtype, device: of the samples; by default those of the network, in float32 at least.
         denoiser, grid, tau, profile, solver, seed, first, mu, options: as in `integrate`.
 
     Raises:
@@ -209,26 +213,33 @@ def draw(
     refuse_unknown("sample", options, _options(), ELSEWHERE)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"sample: temperature={temperature} is no scale of the prior; give a positive number.")
-    process = denoiser.process
-    prior = process.prior(_mean(process, torch.empty(*shape, device="meta"), mu))
-    x = prior.sample(temperature * prior_noise(shape, seed, first=first, dtype=dtype, device=device))
-    end: Any = process.t1
-    found = None
-    if denoise and steps is not None and steps > 1 and grid is None and t0 is None and _exponential(solver):
-        t0 = Angle().before_data(process, steps)
-    if not (denoise and steps == 1 and grid is None):
-        moves = None if steps is None else steps - denoise
-        if trajectory:
-            options["save"] = Save(start=True, steps=True)
-        asked: dict[str, Any] = dict(
-            steps=moves, grid=grid, tau=tau, profile=profile, solver=solver, seed=seed, first=first, t0=t0, mu=mu
-        )
-        solved = integrate(denoiser, x, **asked, **options)
-        found, x, end = solved, solved.y1, _last(solved, grid, process.t0 if t0 is None else t0)
-    if denoise and float(end) > 0:
-        at = torch.full((len(x),), float(end), dtype=torch.float64, device=x.device)
-        x = denoiser(x, at, _mean(process, x, mu)).data
-    return _gathered(x, found, extra=int(denoise and float(end) > 0), trajectory=trajectory)
+    if condition is not None:
+        denoiser = Conditioned(denoiser, **condition)
+    own_dtype, own_device = home_of(denoiser) or (torch.float32, None)
+    dtype = torch.promote_types(own_dtype, torch.float32) if dtype is None else dtype
+    device = own_device if device is None else device
+    wanted = options.get("gradient") is not None or _requires_gradient((mu, condition, options))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+        process = denoiser.process
+        prior = process.prior(_mean(process, torch.empty(*shape, device="meta"), mu))
+        x = prior.sample(temperature * prior_noise(shape, seed, first=first, dtype=dtype, device=device))
+        end: Any = process.t1
+        found = None
+        if denoise and steps is not None and steps > 1 and grid is None and t0 is None and _exponential(solver):
+            t0 = Angle().before_data(process, steps)
+        if not (denoise and steps == 1):
+            moves = None if steps is None else steps - denoise
+            if trajectory:
+                options["save"] = Save(start=True, steps=True)
+            asked: dict[str, Any] = dict(
+                steps=moves, grid=grid, tau=tau, profile=profile, solver=solver, seed=seed, first=first, t0=t0, mu=mu
+            )
+            solved = integrate(denoiser, x, **asked, **options)
+            found, x, end = solved, solved.y1, _last(solved, grid, process.t0 if t0 is None else t0)
+        if denoise and float(end) > 0:
+            at = torch.full((len(x),), float(end), dtype=torch.float64, device=x.device)
+            x = denoiser(x, at, _mean(process, x, mu)).data
+        return _gathered(x, found, extra=int(denoise and float(end) > 0), trajectory=trajectory)
 
 
 @opaque
@@ -241,7 +252,7 @@ def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Floa
         options: as in `draw`: steps, grid, tau, solver, seed, t0, mu, denoise, temperature, dtype, device, and
             anything that `dxdt.solve` takes.
 
-    Gradients flow through sampling; wrap the call in `torch.no_grad()` where none are wanted.
+    No gradient is tracked unless a rule is given (`gradient=dxdt.Direct()`, say), or something given requires one.
 
     Raises:
         TypeError: no denoiser, no shape, a word in place of an object, or an option that there is not.
@@ -250,6 +261,11 @@ def sample(denoiser: DenoiserLike, shape: Sequence[int], **options: Any) -> Floa
     if options.pop("trajectory", False):
         raise ValueError("sample: a trajectory does not fit into one tensor of samples; use draw(trajectory=True).")
     return draw(denoiser, shape, **options).x
+
+
+def _requires_gradient(given: Any) -> bool:
+    """Whether a tensor among what was given requires a gradient."""
+    return any(isinstance(x, Tensor) and x.requires_grad for x in leaves(given))
 
 
 def _exponential(solver: Solver | None) -> bool:
