@@ -392,7 +392,7 @@ def test_noise_does_not_depend_on_the_batch(tau: float):
 @pytest.mark.parametrize("tau", [0.0, 1.0])
 def test_gradients_through_a_sampler_agree(solver: Exponential, tau: float):
     net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
-    denoiser = Denoiser(lambda x, t: net(x + t), VP(), Data())
+    denoiser = Denoiser(lambda x, t: net(x + t[:, None]), VP(), Data())
     found: list[Any] = []
     for gradient in (dxdt.Direct(), dxdt.Checkpointed(), dxdt.Checkpointed(slots=3)):
         x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)

@@ -85,6 +85,7 @@ def test_gradients_of_a_draw_by_every_route():
     net = Net()
 
     def loss(**options: Any) -> Tensor:
+        options = {"gradient": dxdt.Direct(), **options}
         return draw(Denoiser(net, VP()), (16, 6), steps=STEPS, seed=2, dtype=torch.float64, **options).x.square().sum()
 
     direct = torch.autograd.grad(loss(), list(net.parameters()))

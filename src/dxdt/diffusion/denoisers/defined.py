@@ -13,7 +13,7 @@ from dxdt.diffusion.denoisers.noise_label import Clock, diffusion_time, log_snr
 from dxdt.diffusion.denoisers.parameterisation import Debiased, Noise, Parameterisation, Score, Velocity
 from dxdt.diffusion.processes.process import Process
 
-__all__ = ["check_answer", "check_scales", "default_clock", "default_parameterisation"]
+__all__ = ["check_answer", "check_told", "default_clock", "default_parameterisation", "end_of"]
 
 # Data that are less than this part of x_t cannot be told from it in float32.
 _LEAST = 1e-7
@@ -23,10 +23,15 @@ def _ends(process: Process) -> Tensor:
     return torch.tensor([process.t0, process.t1], dtype=torch.float64)
 
 
+def end_of(process: Process) -> Tensor:
+    """t1 as float64 ``(1,)``."""
+    return _ends(process)[1:]
+
+
 def _keeps_data(process: Process) -> bool:
-    """Whether something is left of the data at t1."""
-    end = _ends(process)[1:]
-    return bool((process.a(end) > _LEAST * process.c(end)).all())
+    """Whether something is left of the data at t1, or x_t has no noise there either (bridges)."""
+    a, c = process.a(end_of(process)), process.c(end_of(process))
+    return bool(((a > _LEAST * c) | (c == 0)).all())
 
 
 def default_clock(process: Process) -> Clock:
@@ -53,10 +58,18 @@ def check_answer(process: Process, parameterisation: Parameterisation) -> None:
         )
 
 
-def check_scales(process: Process, name: str, told: Tensor) -> None:
-    """Refuse a preconditioning whose network would be told a number that is not finite at the end of a process."""
-    if not bool(torch.isfinite(told).all()):
+def check_told(process: Process, name: str, told: Tensor) -> None:
+    """Refuse a number that is not finite and would be told to a network at the end of a process.
+
+    Raises:
+        ValueError: such a number.
+    """
+    if not bool(torch.isfinite(told).all()) and _ends_in_noise(process):
         raise ValueError(
-            f"Preconditioned: {name} tells the network {float(told[-1]):g} at t = {process.t1:g} of {process!r}, where "
-            f"none of the data is left in x_t; use Denoiser(net, process, Velocity()), or a process that ends before."
+            f"{name} tells the network {float(told[-1]):g} at t = {process.t1:g} of {process!r}, where none of the "
+            f"data is left in x_t; use Denoiser(net, process, Velocity()), or a process that ends before."
         )
+
+
+def _ends_in_noise(process: Process) -> bool:
+    return bool((process.c(end_of(process)) > 0).all())

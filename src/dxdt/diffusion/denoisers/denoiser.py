@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dxdt.diffusion.denoisers.defined import check_answer, check_scales, default_clock, default_parameterisation
+from dxdt.diffusion.denoisers.defined import check_answer, check_told, default_clock, default_parameterisation, end_of
 from dxdt.diffusion.denoisers.network import ask
 from dxdt.diffusion.denoisers.noise_label import Clock
 from dxdt.diffusion.denoisers.parameterisation import Parameterisation
@@ -23,7 +23,23 @@ from dxdt.diffusion.denoisers.posterior import Place, Posterior, Sight
 from dxdt.diffusion.denoisers.preconditioning import Preconditioning
 from dxdt.diffusion.processes.process import Moments, Process, along, check_mean
 
-__all__ = ["Cast", "Conditioned", "Denoiser", "DenoiserLike", "Preconditioned"]
+__all__ = ["Cast", "Conditioned", "Denoiser", "DenoiserLike", "Preconditioned", "check_end"]
+
+
+def check_end(denoiser: Any) -> None:
+    """Refuse a denoiser that is not defined at t1 of its process, where samples begin.
+
+    Raises:
+        ValueError: its network answers noise or score where nothing is left of the data, or is told what is not finite.
+    """
+    for part in denoiser.modules() if isinstance(denoiser, nn.Module) else ():
+        if isinstance(part, Denoiser):
+            check_answer(part.process, part.parameterisation)
+            check_told(part.process, "Denoiser: the clock", part.clock(part.process, end_of(part.process)))
+        elif isinstance(part, Preconditioned):
+            name = f"Preconditioned: {type(part.preconditioning).__name__}"
+            told = part.preconditioning.told((-part.process.lam(end_of(part.process))).exp())
+            check_told(part.process, name, told)
 
 
 class DenoiserLike(Protocol):
@@ -96,8 +112,7 @@ class Denoiser(nn.Module):
             not finite on the whole span (flows).
 
     Raises:
-        ValueError: the answer is not defined at t1, the network's answer has another shape than x_t, or `mu` does not
-            match it.
+        ValueError: the network's answer has another shape than x_t, or `mu` does not match it.
     """
 
     def __init__(
@@ -112,7 +127,6 @@ class Denoiser(nn.Module):
         self.process = process
         self.parameterisation = default_parameterisation(process) if parameterisation is None else parameterisation
         self.clock = default_clock(process) if clock is None else clock
-        check_answer(process, self.parameterisation)
 
     @property
     def foresight(self) -> tuple[Any, ...]:
@@ -174,8 +188,6 @@ class Preconditioned(nn.Module):
         self.net = net
         self.process = process
         self.preconditioning = preconditioning
-        end = torch.tensor([process.t1], dtype=torch.float64)
-        check_scales(process, type(preconditioning).__name__, preconditioning.told((-process.lam(end)).exp()))
 
     def _scales(self, t: Tensor) -> tuple[Tensor, ...]:
         """The weights of xi and F, and what the network is told."""

@@ -24,7 +24,7 @@ from dxdt.diffeq.methods.exponential.integrator import Exponential
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.problem.status import Status
 from dxdt.diffeq.solution import Solution
-from dxdt.diffusion.denoisers.denoiser import Conditioned, DenoiserLike
+from dxdt.diffusion.denoisers.denoiser import Conditioned, DenoiserLike, check_end
 from dxdt.diffusion.denoisers.network import home_of
 from dxdt.diffusion.processes.process import Process
 from dxdt.diffusion.sampling.checks import ELSEWHERE, check_denoiser, check_rules, check_shape, check_steps, usual_tau
@@ -213,6 +213,7 @@ def draw(
     refuse_unknown("sample", options, _options(), ELSEWHERE)
     if not 0 < temperature < float("inf"):
         raise ValueError(f"sample: temperature={temperature} is no scale of the prior; give a positive number.")
+    check_end(denoiser)
     if condition is not None:
         denoiser = Conditioned(denoiser, **condition)
     own_dtype, own_device = home_of(denoiser) or (torch.float32, None)
