@@ -93,7 +93,7 @@ def test_bounds_that_are_no_numbers(f):
         ((100_000, 3), lambda y: y.mean(0)),
         pytest.param((2000, 2), lambda y: y.sum(0) / 2000, marks=pytest.mark.slow),
     ],
-    ids=str,
+    ids=["all", "rows", "columns", "short"],
 )
 def test_long_sums_in_float32(shape, reduce):
     torch.manual_seed(0)

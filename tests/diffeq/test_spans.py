@@ -73,7 +73,7 @@ def test_a_solve_that_begins_where_it_ends(options, rule, compile):
         {"solver": dxdt.Kvaerno3()},
         {"controller": PID(norm=dxdt.max_norm)},
     ],
-    ids=str,
+    ids=["default", "RK4", "times", "checkpointed", "backsolve", "implicit", "largest"],
 )
 @pytest.mark.filterwarnings("ignore:compile=True runs eager")
 def test_an_empty_batch(options, per_sample, compile):

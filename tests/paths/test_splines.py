@@ -101,7 +101,9 @@ def test_rectilinear_moves_time_first():
     assert path.t1 == 4 and torch.equal(path.derivative(2.5), torch.tensor([2.0, 0.0, 0.0]))
 
 
-@pytest.mark.parametrize(("spline", "ahead"), [(rectilinear, 0), (linear, 1), (hermite, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("spline", "ahead"), [(rectilinear, 0), (linear, 1), (hermite, 1)], ids=["rectilinear", "linear", "hermite"]
+)
 def test_the_future_does_not_move_the_past(spline, ahead):
     ts, xs = data(missing=0.0)
     later = xs.clone()

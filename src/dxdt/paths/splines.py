@@ -23,6 +23,7 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 __all__ = ["Piecewise", "fill", "hermite", "linear", "natural", "rectilinear"]
 
@@ -76,8 +77,9 @@ class Piecewise:
         time = torch.as_tensor(t, dtype=knots.dtype, device=knots.device)
         if knots.ndim == 1 and time.ndim == 0:
             i = _interval(knots, time)
-            v = (time - knots[i]).to(self.coefficients.dtype)
-            return v.unsqueeze(-1), self.coefficients.index_select(-3, i.reshape(1)).squeeze(-3)
+            # Not knots[i], which reads the number on the host.
+            v = (time - knots.index_select(0, i.reshape(1))).to(self.coefficients.dtype)
+            return v, self.coefficients.index_select(-3, i.reshape(1)).squeeze(-3)
         shape = torch.broadcast_shapes(time.shape, batch)
         time = time.expand(shape)
         if knots.ndim == 1:
@@ -90,6 +92,10 @@ class Piecewise:
         element = torch.arange(batch.numel(), device=knots.device).reshape(batch).expand(shape)
         pieces = self.coefficients.reshape(batch.numel(), *self.coefficients.shape[-3:])
         return (time - left).to(pieces.dtype).unsqueeze(-1), pieces[element, i]
+
+
+# A path is a tree of its tensors wherever trees are taken: in args, states and programs.
+pytree.register_dataclass(Piecewise, field_names=["knots", "coefficients"])
 
 
 def _interval(knots: Tensor, t: Tensor) -> Int[Tensor, "*shape"]:
