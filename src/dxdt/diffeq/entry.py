@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Never
 
 import numpy as np
@@ -14,6 +16,7 @@ from dxdt.diffeq.checks import check_export, check_noise, check_span, check_valu
 from dxdt.diffeq.compiled.context import is_compiling
 from dxdt.diffeq.compiled.solve import compiled
 from dxdt.diffeq.control.controller import Controller, Span
+from dxdt.diffeq.diagnosis import diagnosis
 from dxdt.diffeq.gradients.gradient import Direct, Gradient, Inputs, Outcome
 from dxdt.diffeq.loop.advance import run
 from dxdt.diffeq.loop.dense import DensePath
@@ -165,10 +168,11 @@ def solve(
     rows.outlook = Outlook(times, needs_dense, scale is not None, scale)
     plan = Plan(rows, solver, controller, span, scale, needs_dense, max_steps, watch=watch)
     tell_mixed_clocks(plan, y)
+    why = partial(diagnosis, replace(rows, meter=None), solver)
     outcome = compiled(plan, inputs, rule, dt_row, recorder) if wanted else None
     if outcome is not None:
         outcome = _at_rest(outcome, gradient, rows, inputs, interval)
-        return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
+        return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw, why)
     loop = _loop(progress, span)
     outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     if plan.scale is None and has_values(outcome.y) and not bool(torch.isfinite(outcome.y.detach()).all()):
@@ -178,7 +182,7 @@ def solve(
         plan = Plan(rows, solver, controller, span, None, needs_dense, max_steps, check=True, watch=watch)
         outcome = gradient.run(loop, plan, inputs, dt_row, recorder)
     outcome = _at_rest(outcome, gradient, rows, inputs, interval)
-    return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw)
+    return _finish(outcome, recorder, save, layout, interval, args, inputs, meter.evaluations, throw, why)
 
 
 def _at_rest(outcome: Outcome, gradient: Gradient, rows: Rows, inputs: Inputs, interval: Interval) -> Outcome:
@@ -261,6 +265,7 @@ def _finish(
     inputs: Inputs,
     evaluations: int,
     throw: bool | None,
+    why: Callable[[Carry, int], str],
 ) -> Solution:
     carry = _as_rows(outcome.carry)
     status = [_CODES[code] for code in carry.status.tolist()]
@@ -297,7 +302,7 @@ def _finish(
         times[:, 0] if joint and times is not None else times,
         events[:, 0] if joint and events is not None else events,
     )
-    _report(solution, status, layout, throw, carry)
+    _report(solution, status, layout, throw, carry, why)
     return solution
 
 
@@ -412,19 +417,25 @@ def _path(outcome: Outcome, recorder: Recorder, layout: Layout, interval: Interv
     return DensePath(layout, starts, lengths, ends, outcome.starts, outcome.coefficients)
 
 
-def _report(solution: Solution, status: list[Status], layout: Layout, throw: bool | None, carry: Carry) -> None:
+def _report(
+    solution: Solution,
+    status: list[Status],
+    layout: Layout,
+    throw: bool | None,
+    carry: Carry,
+    why: Callable[[Carry, int], str],
+) -> None:
     failed = [i for i, s in enumerate(status) if not s.ok]
-    if not failed:
+    if not failed or throw is False:
         return
     first = failed[0]
+    place = f"(at t = {carry.t[first]:g}, step {carry.attempts[first]})"
     if layout.per_sample:
-        message = (
-            f"{len(failed)} of {layout.rows} samples failed; sample {first} "
-            f"{status[first].value} (at t = {carry.t[first]:g}, step {carry.attempts[first]})"
-        )
+        message = f"{len(failed)} of {layout.rows} samples failed; sample {first} {status[first].value} {place}"
     else:
-        message = f"the solve {status[0].value} (at t = {carry.t[0]:g}, step {carry.attempts[0]})"
-    if throw or (throw is None and not layout.per_sample):
+        message = f"the solve {status[0].value} {place}"
+    if status[first] is Status.MAX_STEPS and has_values(carry.y):
+        message += why(carry, first)
+    if throw or not layout.per_sample:
         raise SolveError(message, solution)
-    if throw is None:
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
