@@ -262,3 +262,28 @@ def test_the_default_divergence_is_what_people_can_afford(entries, exact):
         return
     assert torch.equal(found.log_prob, same.log_prob) and (found.standard_error > 0).all()
     assert ((found.log_prob - right.log_prob).abs() < 6 * found.standard_error + 1e-3).all()
+
+
+def test_probes_are_numbered_by_image_and_repeat():
+    """A batch is no part of the answer, and repeats are independent: their deviation falls as their root."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(16, 16)
+    denoiser = Denoiser(lambda x, t: net(x).tanh(), VP())
+    images = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(1))
+    options = dict(divergence=dxdt.diffusion.Hutchinson(1), rtol=1e-3, atol=1e-3, controller=dxdt.PID(1e-3, 1e-3))
+    whole, parts = (bits_per_dim(denoiser, images, batch=n, per_sample=True, **options).each for n in (6, 2))
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+    spread = []
+    for repeats in (1, 16):
+        found = [
+            bits_per_dim(
+                denoiser,
+                images[:2],
+                repeats=repeats,
+                seed=s,
+                **{**options, "divergence": dxdt.diffusion.Hutchinson(1, s)},
+            ).mean
+            for s in range(8)
+        ]
+        spread.append(torch.tensor(found).std())
+    assert spread[1] < 0.6 * spread[0]

@@ -32,9 +32,10 @@ def diagnosis(rows: Rows, solver: Solver, carry: Carry, row: int) -> str:
     step = abs(float(np.atleast_1d(carry.dt)[row]))
     rate = _fastest_rate(rows, carry, row)
     if step * rate > _STIFF:
+        size, name = f"{step * rate:.1f}", type(solver).__name__
         return (
-            f": it looks stiff there, for a step of {step:.2g} times the fastest rate of the field is {step * rate:.1f}, "
-            f"about as much as {type(solver).__name__} can follow; use a stiff method, as solver=dxdt.Kvaerno5()"
+            f": it looks stiff there, for a step of {step:.2g} times the fastest rate of the field is {size}, about as "
+            f"much as {name} can follow; use a stiff method, as solver=dxdt.Kvaerno5()"
         )
     attempts, accepted = (int(np.atleast_1d(x)[row]) for x in (carry.attempts, carry.accepted))
     if attempts > 20 and attempts - accepted > _MOSTLY * attempts:

@@ -165,6 +165,8 @@ class Hutchinson:
     Args:
         probes: number of directions; the spread of their estimates gives a standard error.
         seed: names the directions.
+        first: number of the first row, where rows are a part of many.
+        before: probes of each row that were drawn before under this seed.
 
     Raises:
         ValueError: `probes` is below 1.
@@ -172,6 +174,8 @@ class Hutchinson:
 
     probes: int = 1
     seed: int = 0
+    first: int = 0
+    before: int = 0
 
     def __post_init__(self) -> None:
         if self.probes < 1:
@@ -179,8 +183,8 @@ class Hutchinson:
 
     def directions(self, y: Float[Tensor, "batch *shape"]) -> Float[Tensor, "probes batch *shape"]:
         """Return independent signs for every probe, row and entry."""
-        probe = torch.arange(self.probes, device=y.device)[:, None, None]
-        row = torch.arange(y.shape[0], device=y.device)[:, None]
+        probe = self.before + torch.arange(self.probes, device=y.device)[:, None, None]
+        row = self.first + torch.arange(y.shape[0], device=y.device)[:, None]
         entry = torch.arange(y[0].numel(), device=y.device)
         signs = rademacher(self.seed, row, probe, entry, dtype=y.dtype)
         return torch.as_tensor(signs).reshape(self.probes, *y.shape)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 import torch
@@ -244,7 +244,7 @@ def bits_per_dim(
     Args:
         images: (n, *shape), integers from 0 to levels.count - 1, in any dtype.
         levels: the grey levels and the interval that the denoiser was trained on.
-        repeats: independent dequantisations of every image.
+        repeats: independent dequantisations of every image, each with probes of its own.
         batch: images per solve.
         seed: names the dequantisation noise.
         dtype: of the computation.
@@ -262,10 +262,12 @@ def bits_per_dim(
     n, dims = len(images), images[0].numel()
     total = torch.zeros(n, dtype=torch.float64)
     evaluations = 0
-    for rows, u in _batches(images, repeats, batch, seed):
+    divergence = options.pop("divergence", None)
+    for repeat, rows, u in _batches(images, repeats, batch, seed):
         x0 = levels.dequantise(images[rows].double(), u).to(dtype)
+        kind = _numbered(_affordable(x0) if divergence is None else divergence, repeat, rows.start)
         with torch.no_grad():  # numbers come out, and the divergence is cheaper where nothing differentiates it
-            found = log_likelihood(denoiser, x0, **options)
+            found = log_likelihood(denoiser, x0, divergence=kind, **options)
         total[rows] += found.log_prob.cpu()
         evaluations += found.evaluations
     nats = total / repeats + dims * math.log(levels.width)
@@ -274,11 +276,18 @@ def bits_per_dim(
     return BitsPerDim(each.mean().item(), error, each, evaluations)
 
 
-def _batches(images: Tensor, repeats: int, batch: int, seed: int) -> Iterator[tuple[slice, Tensor]]:
+def _numbered(kind: Trace, repeat: int, first: int) -> Trace:
+    """An estimate whose probes follow from image and repeat, whatever batch an image is in."""
+    if not isinstance(kind, Hutchinson):
+        return kind
+    return replace(kind, first=kind.first + first, before=kind.before + repeat * kind.probes)
+
+
+def _batches(images: Tensor, repeats: int, batch: int, seed: int) -> Iterator[tuple[int, slice, Tensor]]:
     entry = torch.arange(images[0].numel(), device=images.device)
     for repeat in range(repeats):
         for start in range(0, len(images), batch):
             rows = slice(start, min(start + batch, len(images)))
             row = torch.arange(rows.start, rows.stop, device=images.device)[:, None]
             u = uniform(seed ^ _LEVELS, row, repeat, entry, dtype=torch.float64)
-            yield rows, torch.as_tensor(u).reshape(images[rows].shape)
+            yield repeat, rows, torch.as_tensor(u).reshape(images[rows].shape)
