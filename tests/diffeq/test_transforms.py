@@ -349,3 +349,19 @@ def test_what_cannot_be_mapped_is_named():
                 ).y1
             )
         )(y0)
+
+
+def test_gradients_of_each_sample_as_the_message_writes_them():
+    """vmap(grad(f)) cannot look at its values; the lines that its message shows give the same."""
+    w, ys = torch.randn(3, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def f(w, y):
+        return dxdt.solve(dxdt.ODE(lambda t, y: torch.tanh(y @ w)), y, (0.0, 1.0), rtol=1e-8, atol=1e-10).y1.sum()
+
+    with pytest.raises(RuntimeError, match=r"jacrev\(lambda w: vmap\(lambda y: f\(w, y\)\)\(ys\)\)\(w\)"):
+        torch.vmap(torch.func.grad(f), (None, 0))(w, ys)
+    each = torch.func.jacrev(lambda w: torch.vmap(lambda y: f(w, y))(ys))(w)
+    alone = torch.stack([torch.func.grad(f)(w, y) for y in ys])
+    torch.testing.assert_close(each, alone, rtol=1e-6, atol=1e-8)
+    of_y = torch.func.grad(lambda ys: torch.vmap(lambda y: f(w, y))(ys).sum())(ys)
+    torch.testing.assert_close(of_y, torch.stack([torch.func.grad(f, 1)(w, y) for y in ys]), rtol=1e-6, atol=1e-8)

@@ -151,3 +151,12 @@ def test_conditions_and_gradients_of_samples():
     assert torch.equal(wrapped, told.detach())
     with pytest.raises(TypeError, match="no option context"):
         d.sample(denoiser, (2, 4), steps=3, context=labels)
+
+
+@pytest.mark.parametrize("process", [d.VP(), d.SubVP(), d.EDM()], ids=lambda p: type(p).__name__)
+def test_a_solver_that_asks_at_the_data_is_refused_where_the_flow_is_singular(process):
+    denoiser = d.Denoiser(Wrapped(lambda x: x), process, d.Data())
+    with pytest.raises(ValueError, match=r"Heun asks for the flow at t0=0, where it is singular"):
+        d.sample(denoiser, (3, 4), steps=4, solver=dxdt.Heun(), t0=0.0)
+    for solver in (dxdt.Euler(), dxdt.Exponential(2), d.DDIM()):
+        assert torch.isfinite(d.sample(denoiser, (3, 4), steps=4, solver=solver, t0=0.0)).all()

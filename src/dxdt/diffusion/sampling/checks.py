@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffeq.request import expect
@@ -14,7 +15,7 @@ from dxdt.diffusion.sampling.ancestral import Ancestral
 from dxdt.diffusion.sampling.grid import TimeGrid
 from dxdt.diffusion.sampling.reverse_diffusion import ReverseDiffusion
 
-__all__ = ["ELSEWHERE", "check_denoiser", "check_rules", "check_shape", "check_steps", "usual_tau"]
+__all__ = ["ELSEWHERE", "check_denoiser", "check_landing", "check_rules", "check_shape", "check_steps", "usual_tau"]
 
 ELSEWHERE = {
     "eta": "tau",
@@ -75,3 +76,19 @@ def usual_tau(solver: Solver | None) -> float:
     noise = solver.facts.noise
     stochastic = solver.facts.stochastic and noise is not None and bool(noise.calculus)
     return float(stochastic or isinstance(solver, (Ancestral, ReverseDiffusion)))
+
+
+def check_landing(solver: Solver, equation: Any, x: Tensor, end: Tensor) -> None:
+    """Raise ValueError for a solver that asks for the flow at the data, t = 0, where it is not finite.
+
+    Methods of one evaluation and exponential integrators land there without asking.
+    """
+    if solver.facts.semilinear or solver.facts.stages < 2 or bool((end > 0).all()):
+        return
+    with torch.no_grad():
+        slope = equation.drift(end.expand(len(x)).to(x.dtype), x)
+    if not bool(torch.isfinite(slope).all()):
+        raise ValueError(
+            f"integrate: {type(solver).__name__} asks for the flow at t0=0, where it is singular; stop above it, as at "
+            f"the t0 of the process, or take Exponential() or Euler(), which land on the data."
+        )

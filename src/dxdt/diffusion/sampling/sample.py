@@ -27,7 +27,15 @@ from dxdt.diffeq.solution import Solution
 from dxdt.diffusion.denoisers.denoiser import Conditioned, DenoiserLike, check_end
 from dxdt.diffusion.denoisers.network import home_of
 from dxdt.diffusion.processes.process import Process
-from dxdt.diffusion.sampling.checks import ELSEWHERE, check_denoiser, check_rules, check_shape, check_steps, usual_tau
+from dxdt.diffusion.sampling.checks import (
+    ELSEWHERE,
+    check_denoiser,
+    check_landing,
+    check_rules,
+    check_shape,
+    check_steps,
+    usual_tau,
+)
 from dxdt.diffusion.sampling.grid import Angle, Given, Time, TimeGrid
 from dxdt.diffusion.sampling.profile import Profile
 from dxdt.diffusion.sampling.reverse import ReverseSDE, reverse
@@ -158,6 +166,7 @@ def integrate(
     if process.prior_std == 0 and float(times[0].max()) == process.t1:
         x1, times = _open(denoiser, x1, times, (seed, first), mu)
         opened = 1
+    check_landing(solver, equation, x1, times[-1])
     if known:
         options.setdefault("controller", Grid(times.numpy()))
         options.setdefault("max_steps", len(times) - 1)
