@@ -71,7 +71,8 @@ def to_host(values: Tensor) -> np.ndarray:
                 "a solve inside torch.vmap that must look at its values (to adapt steps, to find events) cannot "
                 "do so inside another transform: put the vmap inside it. Instead of vmap(grad(f)) over y write "
                 "grad(lambda ys: vmap(f)(ys).sum())(ys), for the gradient of each sample for shared parameters w "
-                "jacrev(lambda w: vmap(lambda y: f(w, y))(ys))(w); or make the axis a batch and solve with per_sample=True"
+                "jacrev(lambda w: vmap(lambda y: f(w, y))(ys))(w); or make the axis a batch and solve with "
+                "per_sample=True"
             )
         values = functorch.get_unwrapped(values)
     with torch._C._DisableFuncTorch():
