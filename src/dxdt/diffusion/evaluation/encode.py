@@ -23,6 +23,7 @@ from dxdt.diffeq.methods.explicit import Tsit5
 from dxdt.diffeq.methods.solver import Solver
 from dxdt.diffusion.denoisers.denoiser import DenoiserLike
 from dxdt.diffusion.processes.process import Prior
+from dxdt.diffusion.sampling.predictor import Predictor
 from dxdt.diffusion.sampling.reclocked import clocked
 from dxdt.diffusion.sampling.reverse import ProbabilityFlow
 from dxdt.ops.opaque import opaque
@@ -206,6 +207,8 @@ def _follow(
         raise ValueError(f"{name}: data of shape {tuple(x.shape)} have no batch axis; give (batch, *shape).")
     if steps is not None and steps < 1:
         raise ValueError(f"{name}: steps={steps} goes nowhere; give at least 1.")
+    if log_snr is None and solver is not None and (solver.facts.semilinear or isinstance(solver, Predictor)):
+        log_snr = False  # they know the clock of the process, and steps that jumps of its rates do not disturb
     equation, ends = clocked(name, ProbabilityFlow(denoiser, 0.0, mu), ends, log_snr)
     given: dict[str, Any] = {"controller": PID(rtol, atol)}
     if steps is not None:

@@ -62,7 +62,7 @@ def drawn(model: ScoreModel, count: int, how: Sampling, *, quiet: bool = False) 
     """Yield batches of samples (n, channels, height, width) in [0, 1]; of the classes in turn.
 
     Raises:
-        ValueError: the solver, the grid or the class does not exist.
+        ValueError: the solver, the grid or the class does not exist, or samples are not finite.
     """
     options: dict[str, Any] = {"steps": how.steps or None, "tau": how.tau, "t0": how.t0}
     if how.solver is not None:
@@ -72,5 +72,11 @@ def drawn(model: ScoreModel, count: int, how: Sampling, *, quiet: bool = False) 
     bar = progress_bar(count, "sampling", "image", quiet=quiet)
     with bar:
         for first in range(0, count, how.batch):
-            yield draw(model, min(how.batch, count - first), seed=how.seed, first=first, label=how.label, **options)
+            images = draw(model, min(how.batch, count - first), seed=how.seed, first=first, label=how.label, **options)
+            if not bool(images.isfinite().all()):
+                raise ValueError(
+                    "samples that are not finite: the network, or the solver with these steps, does not answer on the "
+                    "whole span; try --how.solver exponential, more steps, or train further. Nothing was written"
+                )
+            yield images
             bar.update(min(how.batch, count - first))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,7 +185,11 @@ def train_score(
             losses(folder / "losses.png", {SERIES: rows})
         if settings.pictures:
             path = folder / "pictures" / f"{trainer.step:07d}.png"
-            write_picture(path, grid_picture(draw(model, settings.pictures, steps=settings.picture_steps), 10))
+            drawn = draw(model, settings.pictures, steps=settings.picture_steps)
+            if bool(drawn.isfinite().all()):
+                write_picture(path, grid_picture(drawn, 10))
+            else:
+                warnings.warn(f"samples at step {trainer.step} are not finite: no picture was written", stacklevel=2)
 
     board = folder / "tensorboard"
     train(module, loss, settings.training, run, SERIES, about=about, watch=watch, board=board, quiet=quiet)
