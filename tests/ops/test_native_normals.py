@@ -58,4 +58,4 @@ def test_numpy_serves_without_a_compiler(monkeypatch, tmp_path):
 def test_a_text_that_does_not_compile_is_refused(tmp_path):
     with pytest.raises(library.Refused):
         library.build("c++", ["-shared", "-fPIC"], "not C++", tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.so"))

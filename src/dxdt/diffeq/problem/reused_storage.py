@@ -11,6 +11,7 @@ would change all of them at each evaluation.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +36,7 @@ class ReusedStorage:
 
     found: bool = False
     open: bool = True
-    _held: list[Tensor] = field(default_factory=list[Tensor])
+    _owners: list[Any] = field(default_factory=list[Any])
     _looks: int = 0
 
     def owned(self, value: Any) -> Any:
@@ -47,15 +48,10 @@ class ReusedStorage:
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, value)
 
     def _look(self, value: Any) -> None:
-        # While the answers are held, their storage is given to nobody else.
-        parts = [x for x in leaves(value) if isinstance(x, Tensor)]
-        try:
-            known = {x.untyped_storage().data_ptr() for x in self._held}
-            self.found = any(x.untyped_storage().data_ptr() in known for x in parts)
-        except (RuntimeError, NotImplementedError):  # transforms of torch.func show no storage
-            self.open = False
-            return
-        self._held += [x.detach() for x in parts]
+        # A buffer lives on in the field, or the tensor of which it is a view; a new answer ends with its copy.
+        owners = [x if x._base is None else x._base for x in leaves(value) if isinstance(x, Tensor)]
+        self.found = any(x is known() for x in owners for known in self._owners)
+        self._owners += [weakref.ref(x) for x in owners]
         self._looks += 1
         if self.found or self._looks >= _LOOKS:
-            self.open, self._held = False, []
+            self.open, self._owners = False, []
