@@ -156,6 +156,16 @@ def test_fields_see_time_in_enough_digits(t0, dtype, per_sample, compile):
     assert sol.y1.dtype is dtype and set(seen) == {F64 if t0 else torch.float32}
 
 
+@pytest.mark.parametrize("wrap", [Grid, lambda times: Clip(Grid(times), steps=[1.7e9 + 500.0])])
+def test_a_grid_that_begins_elsewhere_is_refused_however_far_from_zero(wrap):
+    """Half a minute off at 1.7e9 is less than float32 resolves, and no rounding where both are given in float64."""
+    t0 = 1.7e9
+    for shift in (30.0, 1e-3):
+        with pytest.raises(ValueError, match="begin it at t0 and end it at t1"):
+            times = t0 + np.linspace(shift, 1000.0, 5)
+            dxdt.solve(ODE(decay), torch.ones(1, dtype=F64), (t0, t0 + 1000), controller=wrap(times), solver=dxdt.RK4())
+
+
 # --- no absolute constants of time
 
 

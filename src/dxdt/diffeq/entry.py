@@ -140,8 +140,9 @@ def solve(
     if not layout.rows or not layout.size:
         wanted = False  # there is nothing to save time on
     controller = chosen_controller(controller, solver, dt, rtol, atol)
+    if isinstance(controller, Controller):
+        controller = controller.fitted(interval.t0, interval.t1, interval.eps)
     dt_row = first_step(controller, solver, dt, interval, layout)
-    controller = controller.fitted(interval.t0, interval.t1)
     if torch.compiler.is_exporting():
         check_export(controller, event, gradient)
     save = save if isinstance(save, Save) else Save(end=True) if save is None else Save(times=save)

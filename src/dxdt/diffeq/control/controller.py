@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, final
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dxdt.diffeq.control.rule import Controller, Decision, Scale, Span, max_norm, rms
+from dxdt.diffeq.problem.span import rounding
 from dxdt.ops.times import Ticks, to_host
 from dxdt.ops.tree import Layout
 
@@ -19,7 +20,6 @@ __all__ = ["Clip", "Constant", "Controller", "Decision", "Grid", "Scale", "Span"
 
 # A clock is known to this fraction of what it was formed from.
 _ROUNDING = 4 * float(np.finfo(np.float64).eps)
-_SINGLE = float(np.finfo(np.float32).eps)
 
 
 @final
@@ -92,10 +92,12 @@ class Grid(Controller):
     """
 
     times: Any
+    eps: float = field(default=0.0, init=False, repr=False)
 
     state_size: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", rounding(self.times))
         times = to_host(self.times) if isinstance(self.times, Tensor) else self.times
         times = np.asarray(times, dtype=np.float64)
         if times.ndim not in (1, 2) or times.shape[0] < 2:
@@ -111,16 +113,19 @@ class Grid(Controller):
             raise ValueError(
                 f"Grid has times for {times.shape[1]} samples but the solve has {len(t0)}: give one column for each"
             )
-        # Between the ends as they are, and as they are rounded to float32, in which one of both may have been given.
-        slack = np.maximum(1e-9 * np.abs(t1 - t0), 4 * _SINGLE * np.maximum(np.abs(t0), np.abs(t1)))
+        slack = 1e-9 * np.abs(t1 - t0)
         if (np.abs(times[0] - t0) > slack).any() or (np.abs(times[-1] - t1) > slack).any():
             raise ValueError(
                 f"Grid goes from {times[0, 0]:g} to {times[-1, 0]:g} but the solve from {t0[0]:g} to {t1[0]:g}: "
                 f"begin it at t0 and end it at t1"
             )
 
-    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
-        if (self.times[0] == t0).all() and (self.times[-1] == t1).all():
+    def fitted(self, t0: np.ndarray, t1: np.ndarray, eps: float) -> Controller:
+        if self.times.shape[1] not in (1, len(t0)):
+            return self
+        gaps = np.abs(self.times[0] - t0), np.abs(self.times[-1] - t1)
+        slack = 4 * max(self.eps, eps) * np.maximum(np.abs(t0), np.abs(t1))
+        if not (gaps[0].any() or gaps[1].any()) or any((gap > slack).any() for gap in gaps):
             return self
         times = np.array(np.broadcast_to(self.times, (len(self.times), max(self.times.shape[1], len(t0)))))
         times[0], times[-1] = t0, t1
@@ -206,8 +211,8 @@ class Clip(Controller):
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:
         self.controller.check(t0, t1, dt)
 
-    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
-        inner = self.controller.fitted(t0, t1)
+    def fitted(self, t0: np.ndarray, t1: np.ndarray, eps: float) -> Controller:
+        inner = self.controller.fitted(t0, t1, eps)
         return self if inner is self.controller else Clip(inner, self.steps, self.jumps_at)
 
     def start(self, span: Span, dt: Ticks | None, order: float | None) -> tuple[Ticks, tuple[Ticks, ...]]:

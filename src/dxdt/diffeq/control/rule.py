@@ -107,8 +107,9 @@ class Controller(ABC):
     def check(self, t0: np.ndarray, t1: np.ndarray, dt: Ticks | None) -> None:  # noqa: B027
         """Raise ValueError if this rule cannot serve spans ``(R,)`` with the user's first step."""
 
-    def fitted(self, t0: np.ndarray, t1: np.ndarray) -> Controller:
-        """The rule for a solve between these ends ``(R,)``, from which its own may differ by rounding."""
+    def fitted(self, t0: np.ndarray, t1: np.ndarray, eps: float) -> Controller:
+        """The rule for a solve between these ends ``(R,)``, from which its own may differ by the rounding of the dtypes
+        in which both were given; ``eps`` is that of the ends."""
         return self
 
     @abstractmethod
